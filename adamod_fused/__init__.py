@@ -1,0 +1,13 @@
+"""adamod_fused: AdaMod as one pass over memory, a drop-in for ``torch.optim.Adam``."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from . import backends, functional
+from .adamod import AdaMod
+
+try:
+    __version__ = version("adamod_fused")
+except PackageNotFoundError:  # used from a source tree that was not installed
+    __version__ = "unknown"
+
+__all__ = ["AdaMod", "__version__", "backends", "functional"]

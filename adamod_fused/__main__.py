@@ -1,0 +1,30 @@
+"""The command line: ``python -m adamod_fused demo`` and ``python -m adamod_fused doctor``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import cast
+
+from adamod_fused import doctor
+from adamod_fused.demo import cli as demo
+
+
+def main() -> int:
+    """Runs the command that the arguments name and return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m adamod_fused",
+        description="AdaMod as one pass over memory: see it train, or see what works here.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    demo.add_command(commands)
+    doctor.add_command(commands)
+    arguments = parser.parse_args()
+    try:
+        return cast(int, arguments.main(arguments))
+    except KeyboardInterrupt:
+        return 130  # what a shell reports for a program that Ctrl-C ended
+
+
+if __name__ == "__main__":
+    sys.exit(main())

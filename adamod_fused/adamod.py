@@ -1,0 +1,122 @@
+"""The optimizer that users see: AdaMod's hyperparameters, their ranges and their documentation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim.optimizer import ParamsT
+
+from . import reference
+from .optimizer import FusedOptimizer
+from .validation import check_choice, check_range
+
+VARIANTS = ("paper", "released")
+
+
+def check_hyperparameters(values: dict[str, Any]) -> None:
+    """Raises TypeError or ValueError where a hyperparameter of AdaMod is out of range."""
+    check_range("lr", values["lr"], 0.0)
+    betas = values["betas"]
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"betas must be two numbers, (beta1, beta2), got {betas!r}")
+    check_range("beta1", betas[0], 0.0, 1.0)
+    check_range("beta2", betas[1], 0.0, 1.0)
+    check_range("beta3", values["beta3"], 0.0, 1.0)
+    check_range("eps", values["eps"], 0.0)
+    check_range("weight_decay", values["weight_decay"], 0.0)
+    check_choice("variant", values["variant"], VARIANTS)
+    if not isinstance(values["maximize"], bool):
+        raise TypeError(f"maximize must be True or False, got {values['maximize']!r}")
+
+
+class AdaMod(FusedOptimizer):
+    r"""Adam whose every element has its learning rate bounded by that rate's own moving average.
+
+    For each element, with :math:`t` counting from 1:
+
+    .. math::
+        m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t \\
+        v_t &= \beta_2 v_{t-1} + (1 - \beta_2) g_t^2 \\
+        \eta_t &= \mathrm{lr} / (\sqrt{v_t / (1 - \beta_2^t)} + \epsilon) \\
+        s_t &= \beta_3 s_{t-1} + (1 - \beta_3) \eta_t, \quad s_0 = 0 \\
+        p_t &= (1 - \mathrm{lr} \cdot \mathrm{weight\_decay}) \, p_{t-1}
+               - \min(\eta_t, s_t) \, m_t / (1 - \beta_1^t)
+
+    The bound :math:`s` starts at 0 and is not bias-corrected: it is a warm-up of about
+    :math:`1 / (1 - \beta_3)` steps, for each element by itself.
+
+    Args:
+        params: tensors to optimize, as for any ``torch.optim.Optimizer``: an iterable of
+            parameters, of named parameters or of dicts that define param groups, which may
+            override every hyperparameter below. dtypes float32, bfloat16, float16, float64; any
+            shape, layout and mix of devices.
+        lr: step size, in units of the parameter (Adam's unit: the size of a typical step).
+            Default: 1e-3.
+        betas: decay rates of the gradient's and the squared gradient's average, each in [0, 1).
+            Default: (0.9, 0.999).
+        beta3: decay rate of the learning rate's average, in [0, 1); 0 turns the bound off.
+            Default: 0.999.
+        eps: added to the root of the second moment, in units of the gradient. Default: 1e-8.
+        weight_decay: decoupled weight decay, multiplied by lr, as in AdamW. Default: 0.0.
+        variant: ``"paper"`` as above, or ``"released"``, the form of the authors' code, whose
+            bias corrections sit inside the bounded rate:
+            :math:`\eta_t = \mathrm{lr} \frac{\sqrt{1-\beta_2^t}}{1-\beta_1^t} / (\sqrt{v_t} +
+            \epsilon)` and :math:`p_t = \ldots - \min(\eta_t, s_t) \, m_t`. Default: "paper".
+        maximize: ascend instead of descend. Default: False.
+        backend: None chooses the fastest that works for each tensor; ``"cuda"``, ``"triton"``,
+            ``"cpu"`` or ``"reference"`` obeys or raises. Default: None.
+
+    State per parameter: ``step`` (0-dim float32 tensor on the CPU), ``exp_avg``, ``exp_avg_sq``
+    and ``exp_avg_lr`` (shape and device of the parameter; float64 for float64 parameters, else
+    float32).
+
+    Raises:
+        TypeError: a hyperparameter, parameter or gradient of a type or dtype that is not served.
+        ValueError: a hyperparameter out of its range; a gradient or state that does not fit its
+            parameter; a state dict that does not fit the optimizer.
+        RuntimeError: a backend asked for by name that does not work here.
+        All are raised before any parameter or state has changed.
+
+    Example:
+        >>> import torch
+        >>> from adamod_fused import AdaMod
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = AdaMod(model.parameters(), lr=1e-3)
+        >>> model(torch.ones(2, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> optimizer.zero_grad()
+
+    References:
+        Ding, Ren, Luo, Sun, "An Adaptive and Momental Bound Method for Stochastic Learning",
+        arXiv 1910.12249, algorithm 1. Weight decay: Loshchilov, Hutter, arXiv 1711.05101.
+    """
+
+    rule = reference.AdaMod
+    check_hyperparameters = staticmethod(check_hyperparameters)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        beta3: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        variant: str = "paper",
+        maximize: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "beta3": beta3,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "variant": variant,
+                "maximize": maximize,
+                "backend": backend,
+            },
+        )

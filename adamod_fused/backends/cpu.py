@@ -1,0 +1,49 @@
+"""The CPU backend: csrc's engine on torch's number of threads."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from . import extension
+from .base import Status, dtype_name
+
+
+class CpuBackend:
+    """Vectorised C++, AVX2 or AVX-512 where the processor has it."""
+
+    name = "cpu"
+    dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+    @property
+    def chunk_size(self) -> int:
+        return extension.core.cpu_chunk_size
+
+    @cached_property
+    def instruction_set(self) -> str:
+        """The fastest that this processor runs: ``"avx512"``, ``"avx2"`` or ``"baseline"``."""
+        return extension.core.cpu_instruction_sets()[-1]
+
+    def status(self) -> Status:
+        return extension.core_status
+
+    def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type != "cpu":
+            return f"it serves tensors on the CPU, not on {device}"
+        if dtype not in self.dtypes:
+            return f"it does not serve {dtype}"
+        return None
+
+    def run(
+        self, rule: str, table: Any, index: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        extension.core.cpu_step(
+            rule,
+            dtype_name(dtype),
+            table,
+            index,
+            torch.get_num_threads(),
+            self.instruction_set,
+        )

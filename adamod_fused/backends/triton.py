@@ -1,0 +1,66 @@
+"""The Triton backend: the twin kernels in triton_kernels, imported when first asked for."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ..extras import installed
+from . import extension
+from .base import Status
+
+
+@cache
+def _engine() -> ModuleType:
+    return importlib.import_module("adamod_fused.triton_kernels.engine")
+
+
+def _interpreted() -> bool:
+    """Whether Triton runs kernels on the CPU, as its own switch for debugging asks."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class TritonBackend:
+    """One Triton launch for all tensors of a device and dtype."""
+
+    name = "triton"
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+
+    @property
+    def chunk_size(self) -> int:
+        return _engine().CHUNK_SIZE
+
+    def status(self) -> Status:
+        if not extension.core_status.available:
+            return extension.core_status
+        if not installed("triton"):
+            return Status(
+                False, "the package triton is not installed", "pip install 'adamod_fused[triton]'"
+            )
+        if not torch.cuda.is_available() and not _interpreted():
+            return Status(
+                False,
+                "torch sees no GPU",
+                "use a machine with a GPU, its driver and a torch built for it",
+            )
+        return Status(True)
+
+    def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type != ("cpu" if _interpreted() else "cuda"):
+            return f"it serves tensors on GPUs, not on {device}"
+        if dtype not in self.dtypes:
+            return f"it does not serve {dtype}"
+        return None
+
+    def run(
+        self, rule: str, table: Any, index: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        batch = table.batch(index)
+        num_scalars = len(table.scalars) // table.num_scalars // torch.float32.itemsize
+        rows, scalars = _engine().upload(batch.rows, table.scalars, num_scalars, device)
+        _engine().step(rule, dtype, rows, scalars, batch.num_chunks)

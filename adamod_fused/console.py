@@ -1,0 +1,101 @@
+"""What is seen while the demo and the doctor run: lines, tables, progress; prettier with rich.
+
+Without a terminal (a log file, a pipe) progress is a line now and then instead of a moving bar.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+from .extras import installed
+
+REPORTS = 4  # lines of progress per task where no bar can move
+
+Advance = Callable[[int, str], None]
+"""Call it with the units of work done so far and a few words on how it goes."""
+
+
+class Console(Protocol):
+    """What a command may show."""
+
+    def line(self, text: str = "") -> None:
+        """Prints ``text`` on one line, however long it is."""
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Prints a table."""
+
+    def progress(self, task: str, total: int) -> AbstractContextManager[Advance]:
+        """Shows how far ``task`` is, of ``total`` units."""
+
+
+def open_console() -> Console:
+    """The prettier console if rich is installed, else the plain one."""
+    return RichConsole() if installed("rich") else PlainConsole()
+
+
+class PlainConsole:
+    """The standard library alone."""
+
+    def line(self, text: str = "") -> None:
+        print(text, flush=True)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+        for cells in (columns, ["-" * width for width in widths], *rows):
+            padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+            self.line("  ".join(padded).rstrip())
+
+    @contextmanager
+    def progress(self, task: str, total: int) -> Iterator[Advance]:
+        every = max(1, total // REPORTS)
+
+        def advance(done: int, words: str) -> None:
+            if done % every == 0:
+                self.line(f"{task}  {done}/{total}  {words}")
+
+        yield advance
+
+
+class RichConsole(PlainConsole):
+    """With rich: boxes, colours, and bars where there is a terminal."""
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        from rich.box import ROUNDED
+        from rich.console import Console as Terminal
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=ROUNDED, header_style="bold")
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        Terminal().print(table)
+
+    @contextmanager
+    def progress(self, task: str, total: int) -> Iterator[Advance]:
+        if not sys.stdout.isatty():
+            with super().progress(task, total) as advance:
+                yield advance
+            return
+
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        with Progress(
+            TextColumn("{task.description:<20}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[words]}"),
+            TimeRemainingColumn(),
+        ) as bars:
+            bar = bars.add_task(task, total=total, words="")
+            yield lambda done, words: bars.update(bar, completed=done, words=words)

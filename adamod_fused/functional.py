@@ -1,0 +1,98 @@
+"""AdaMod as a function, for people who own their training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .adamod import check_hyperparameters
+from .optimizer import as_numbers
+from .plan import Plan
+
+
+@torch.no_grad()
+def adamod(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    exp_avg_lrs: Sequence[Tensor],
+    state_steps: Sequence[Tensor],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    beta3: float,
+    eps: float,
+    weight_decay: float,
+    variant: str = "paper",
+    maximize: bool = False,
+    backend: str | None = None,
+) -> None:
+    """One AdaMod step in place on lists of tensors; :class:`adamod_fused.AdaMod` says the rule.
+
+    Args:
+        params: parameters, float32, bfloat16, float16 or float64; any shapes, layouts, devices.
+        grads: gradients, each of its parameter's shape, dtype and device. Read only.
+        exp_avgs: first moments, each of its parameter's shape and device; float64 for float64
+            parameters, else float32. So are the next two.
+        exp_avg_sqs: second moments.
+        exp_avg_lrs: averages of the learning rate, the bound.
+        state_steps: steps done so far, 0-dim float32 tensors on the CPU; each is increased by 1.
+        lr: step size, >= 0. This and the rest: as for the class.
+        beta1: decay rate of the first moment, in [0, 1).
+        beta2: decay rate of the second moment, in [0, 1).
+        beta3: decay rate of the learning rate's average, in [0, 1).
+        eps: added to the root of the second moment, >= 0.
+        weight_decay: decoupled weight decay, times lr, >= 0.
+        variant: ``"paper"`` or ``"released"``. Default: "paper".
+        maximize: ascend instead of descend. Default: False.
+        backend: None chooses the fastest for each tensor; a name obeys or raises. Default: None.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for the class; no tensor has changed.
+    """
+    hyperparameters = {
+        "lr": lr,
+        "betas": (beta1, beta2),
+        "beta3": beta3,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "variant": variant,
+        "maximize": maximize,
+    }
+    check_hyperparameters(hyperparameters)
+    hyperparameters = {name: as_numbers(value) for name, value in hyperparameters.items()}
+    lists = {
+        "params": params,
+        "grads": grads,
+        "exp_avgs": exp_avgs,
+        "exp_avg_sqs": exp_avg_sqs,
+        "exp_avg_lrs": exp_avg_lrs,
+        "state_steps": state_steps,
+    }
+    for name, tensors in lists.items():
+        if len(tensors) != len(params):
+            raise ValueError(f"{name} has {len(tensors)} tensors, params {len(params)}")
+        for i, tensor in enumerate(tensors):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name}[{i}] must be a tensor, got {tensor!r}")
+    grad_of = dict(zip(params, grads, strict=True))
+    if len(grad_of) != len(params):
+        raise ValueError("params holds a tensor twice; give each tensor once")
+
+    states = zip(state_steps, exp_avgs, exp_avg_sqs, exp_avg_lrs, strict=True)
+    given = [dict(zip(("step", *reference.AdaMod.states), s, strict=True)) for s in states]
+    state = {param: dict(entries) for param, entries in zip(params, given, strict=True)}
+    plan = Plan(
+        reference.AdaMod, [{"params": params, "backend": backend}], state, grad_of.__getitem__
+    )
+    plan.load(state)
+    plan.run([hyperparameters])
+    for param, entries in zip(params, given, strict=True):
+        for name, tensor in entries.items():
+            if state[param][name] is not tensor:  # it was stepped in a layout of its own
+                tensor.copy_(state[param][name])

@@ -1,0 +1,194 @@
+"""A ``torch.optim.Optimizer`` around any rule: state, hyperparameters and checkpoints.
+
+A subclass names its rule and checks its hyperparameters; it knows neither memory nor kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from . import validation
+from .backends import NAMES
+from .plan import Plan
+from .reference import COMPUTE_DTYPES
+
+
+def as_numbers(value: Any) -> Any:
+    """Hyperparameters may be 0-dim tensors; rules want numbers."""
+    if isinstance(value, Tensor):
+        return value.item()
+    if isinstance(value, (tuple, list)):
+        return tuple(as_numbers(item) for item in value)
+    return value
+
+
+class FusedOptimizer(Optimizer):
+    """Steps every parameter that has a gradient by ``rule``, on the backend that serves it."""
+
+    rule: ClassVar[Any]
+    """A rule of ``reference.py``."""
+
+    @staticmethod
+    def check_hyperparameters(values: dict[str, Any]) -> None:
+        """Raises TypeError or ValueError where the hyperparameters of a param group are bad."""
+        raise NotImplementedError
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        self._check_group(defaults)
+        super().__init__(params, defaults)
+        self._forget_plan()
+
+    def _forget_plan(self) -> None:
+        self._plan: Plan | None = None
+        self._checked: list[dict[str, Any]] = []  # hyperparameters that passed, a dict a group
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # torch's own addition: no rule knows it
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+        self._forget_plan()
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        self.check_hyperparameters(group)
+        if group["backend"] is not None:
+            validation.check_choice("backend", group["backend"], NAMES)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a param group, after checking its hyperparameters and parameters.
+
+        Raises:
+            TypeError, ValueError: as the constructor; the optimizer is unchanged.
+        """
+        super().add_param_group(param_group)
+        index, group = len(self.param_groups) - 1, self.param_groups[-1]
+        try:
+            self._check_group(group)
+            for i, param in enumerate(group["params"]):
+                if is_lazy(param):  # has no shape or dtype until its module first runs
+                    continue
+                if param.requires_grad or not isinstance(param, torch.nn.Parameter):
+                    validation.check_param(param, validation.label(index, i, group))
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Steps every parameter that has a gradient.
+
+        Args:
+            closure: evaluates the model again and returns the loss.
+
+        Returns:
+            What ``closure`` returned, or None.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: something cannot be stepped; no parameter and no
+                state has changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        hyperparameters = self._hyperparameters()
+        if self._plan is None or not self._plan.refresh(self.param_groups, self.state):
+            self._plan = Plan(self.rule, self.param_groups, self.state)
+            if not self._plan.refresh(self.param_groups, self.state):
+                raise RuntimeError("parameters changed while they were being stepped")
+        self._plan.run(hyperparameters)
+        return loss
+
+    def _hyperparameters(self) -> list[dict[str, Any]]:
+        """The rule's hyperparameters of each param group, as numbers, checked where changed."""
+        names = [name for name in self.defaults if name != "backend"]
+        values = [{name: as_numbers(g[name]) for name in names} for g in self.param_groups]
+        if values != self._checked:
+            for group in self.param_groups:
+                self._check_group(group)
+            self._checked = values
+        return values
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state dict, each state in the dtype that it has here; ``backend`` stays.
+
+        Raises:
+            TypeError, ValueError: the state dict does not fit; the optimizer is unchanged.
+        """
+        loaded: list[tuple[Tensor, dict[str, Tensor]]] = []
+        backends = [group["backend"] for group in self.param_groups]
+
+        def check(_: Optimizer, given: dict[str, Any]) -> None:
+            self._check_state_dict(given)
+            for param, saved in self._match(given):
+                step = torch.as_tensor(saved["step"], dtype=torch.float32, device="cpu")
+                states = {
+                    name: saved[name].to(device=param.device, dtype=COMPUTE_DTYPES[param.dtype])
+                    for name in self.rule.states
+                }
+                loaded.append((param, {"step": step.reshape(()), **states}))
+
+        def restore(_: Optimizer) -> None:
+            # torch cast the states to their parameter's dtype: these are from the source.
+            for param, states in loaded:
+                self.state[param].update(states)
+            for group, backend in zip(self.param_groups, backends, strict=True):
+                group["backend"] = backend
+
+        # Hooks of the user's run before the check and after the restoration.
+        handles = (
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(restore, prepend=True),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _match(self, state_dict: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
+        """Parameters with the state that a state dict holds for them, where it holds any."""
+        ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        saved = state_dict["state"]
+        return [(p, saved[i]) for i, p in zip(ids, params, strict=True) if saved.get(i)]
+
+    def _check_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for key in ("state", "param_groups"):
+            if key not in state_dict:
+                raise ValueError(
+                    f"the state dict lacks {key!r} (it has {', '.join(map(repr, state_dict))}); "
+                    "load what an optimizer's state_dict() returned"
+                )
+        saved_groups = state_dict["param_groups"]
+        sizes = [len(group["params"]) for group in self.param_groups]
+        saved_sizes = [len(group["params"]) for group in saved_groups]
+        if sizes != saved_sizes:
+            raise ValueError(
+                f"the state dict has param groups of {saved_sizes} parameters, the optimizer of "
+                f"{sizes}; load a state dict saved for the same model and groups"
+            )
+        for index, group in enumerate(saved_groups):
+            missing = [name for name in self.defaults if name not in group and name != "backend"]
+            if missing:
+                raise ValueError(
+                    f"param group {index} of the state dict lacks {', '.join(missing)}; load a "
+                    f"state dict that {type(self).__name__} saved"
+                )
+            self._check_group({**group, "backend": None})
+        labels = {
+            param: validation.label(g, i, group)
+            for g, group in enumerate(self.param_groups)
+            for i, param in enumerate(group["params"])
+        }
+        for param, saved in self._match(state_dict):
+            validation.check_param(param, labels[param])
+            validation.check_state_entries(param, saved, self.rule.states, labels[param])

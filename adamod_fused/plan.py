@@ -1,0 +1,241 @@
+"""How an optimizer's tensors are stepped: which backend serves which, over which table.
+
+A plan is made when an optimizer first steps and again when its tensors are no longer what they
+were; in between, one call into the compiled table checks every tensor and takes down the new
+gradients' addresses. It is a cache: all in it can be made again from ``param_groups`` and
+``state``.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import validation
+from .backends import Backend, choose, extension
+from .reference import COMPUTE_DTYPES, step_
+
+Groups = Sequence[dict[str, Any]]
+State = dict[Tensor, dict[str, Any]]
+GradOf = Callable[[Tensor], "Tensor | None"]
+
+
+class Batch(NamedTuple):
+    """Parameters that one launch serves: the key of a batch in the table."""
+
+    backend: Backend
+    device: torch.device
+    dtype: torch.dtype
+
+
+class Member(NamedTuple):
+    """A parameter of the plan; ``label`` names it in errors, ``layout``: its states' strides."""
+
+    param: Tensor
+    group: int
+    label: str
+    batch: int
+    layout: tuple[int, ...]
+
+
+class ReferenceStep(NamedTuple):
+    """What the reference needs to step one parameter."""
+
+    group: int
+    param: Tensor
+    grad: Tensor
+    states: dict[str, Tensor]
+
+
+# Members that no batch of the table holds; the numbers are those of csrc/bindings/table.h.
+BY_REFERENCE = -1
+DORMANT = -2  # neither gradient nor state so far
+
+
+def dense_strides(tensor: Tensor) -> tuple[int, ...]:
+    """Strides without gaps in ``tensor``'s order of dimensions: its own where it has no gaps."""
+    return torch.empty_like(tensor, device="meta").stride()
+
+
+def laid_out(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """``tensor`` itself where it lies in memory as it should, or else a copy that does."""
+    if tensor.stride() == strides and not tensor.is_neg():
+        return tensor
+    copy = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
+    return copy.copy_(tensor)
+
+
+class Plan:
+    """The parameters of an optimizer, each with the backend that serves it.
+
+    Args:
+        rule: a rule of ``reference.py``.
+        groups: the optimizer's ``param_groups``; of each, ``params``, ``backend`` and, for error
+            messages, ``param_names`` are read here.
+        state: the optimizer's ``state``. Missing states are made, of zeros; states that do not
+            lie in memory as their parameter does are replaced by copies that do.
+        grad_of: where gradients come from.
+        fast: False reads tensors through Python methods whatever torch offers.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: something cannot be stepped; ``state`` is unchanged.
+    """
+
+    def __init__(
+        self,
+        rule: Any,
+        groups: Groups,
+        state: State,
+        grad_of: GradOf = operator.attrgetter("grad"),
+        *,
+        fast: bool = True,
+    ) -> None:
+        self._rule = rule
+        self._grad_of = grad_of
+        self._requested = [group["backend"] for group in groups]
+        self._batches: list[Batch] = []
+        validation.check_distinct(groups)
+        self._members = [
+            self._admit(param, group_index, validation.label(group_index, i, group), group, state)
+            for group_index, group in enumerate(groups)
+            for i, param in enumerate(group["params"])
+        ]
+        self._by_reference = [m for m in self._members if m.batch == BY_REFERENCE]
+        self._due_by_reference: list[ReferenceStep] = []
+        for member in self._members:
+            if grad_of(member.param) is not None:
+                self._complete_state(member, state)
+        self._table: Any = self._make_table(state, fast) if self._batches else None
+
+    def _admit(
+        self, param: Tensor, group_index: int, label: str, group: dict[str, Any], state: State
+    ) -> Member:
+        """Checks a parameter and chooses its backend."""
+        if self._grad_of(param) is None and not state.get(param):
+            return Member(param, group_index, label, DORMANT, ())
+        self._check(param, label, state)
+        backend = choose(group["backend"], param)
+        if backend is None:
+            return Member(param, group_index, label, BY_REFERENCE, ())
+        batch = Batch(backend, param.device, param.dtype)
+        if batch not in self._batches:
+            self._batches.append(batch)
+        return Member(param, group_index, label, self._batches.index(batch), dense_strides(param))
+
+    def _check(self, param: Tensor, label: str, state: State) -> None:
+        validation.check_param(param, label)
+        grad = self._grad_of(param)
+        if grad is not None:
+            validation.check_grad(param, grad, label)
+        if state.get(param):  # reading `optimizer.state[param]` leaves an empty entry behind
+            validation.check_states(param, state[param], self._rule.states, label)
+
+    def _complete_state(self, member: Member, state: State) -> None:
+        param = member.param
+        if not state.get(param):
+            # Named, because torch.set_default_device may say otherwise.
+            step = torch.zeros((), dtype=torch.float32, device="cpu")
+            state[param] = {"step": step} | {
+                name: torch.zeros_like(param, dtype=COMPUTE_DTYPES[param.dtype])
+                for name in self._rule.states
+            }
+        elif member.batch >= 0:
+            for name in self._rule.states:
+                state[param][name] = laid_out(state[param][name], member.layout)
+
+    def _make_table(self, state: State, fast: bool) -> Any:
+        table = extension.core.Table(list(self._rule.states), fast)
+        for batch in self._batches:
+            table.add_batch(batch.backend.chunk_size)
+        for member in self._members:
+            state_bits = COMPUTE_DTYPES.get(member.param.dtype, torch.float32).itemsize * 8
+            table.add_param(member.param, member.group, member.batch, state_bits, member.layout)
+            grad = self._grad_of(member.param)
+            if grad is not None and validation.is_plain(grad):
+                table.trust(type(grad))
+        table.expect_state(state)
+        return table
+
+    def refresh(self, groups: Groups, state: State) -> bool:
+        """Takes down this step's tensors; False where they are no longer those of the plan.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as the constructor.
+        """
+        if [group["backend"] for group in groups] != self._requested:
+            return False
+        unchanged = self._table.refresh if self._table is not None else self._same_params
+        return unchanged(groups, state) and self._refresh_reference(state)
+
+    def _same_params(self, groups: Groups, state: State) -> bool:
+        params = [(i, param) for i, group in enumerate(groups) for param in group["params"]]
+        return len(params) == len(self._members) and all(
+            member.param is param
+            and member.group == group_index
+            and (member.batch == BY_REFERENCE or self._grad_of(param) is None)
+            for member, (group_index, param) in zip(self._members, params, strict=True)
+        )
+
+    def _refresh_reference(self, state: State) -> bool:
+        self._due_by_reference = []
+        for param, group, label, *_ in self._by_reference:
+            grad = self._grad_of(param)
+            if grad is None:
+                continue
+            if not state.get(param):
+                return False
+            self._check(param, label, state)
+            self._due_by_reference.append(ReferenceStep(group, param, grad, state[param]))
+        return True
+
+    def load(self, state: State) -> None:
+        """Takes down this step's tensors where gradients come from elsewhere than ``.grad``."""
+        if self._table is not None:
+            self._table.clear()
+            for index, (param, *_, batch, _) in enumerate(self._members):
+                entries = state.get(param)
+                if batch >= 0 and entries is not None:
+                    states = tuple(entries[name] for name in self._rule.states)
+                    loaded = self._table.put(index, self._grad_of(param), states, entries["step"])
+                    assert loaded, "the constructor admitted these very tensors"
+        self._refresh_reference(state)
+
+    def run(self, hyperparameters: Sequence[dict[str, Any]]) -> None:
+        """Steps all that ``refresh`` or ``load`` took down, one dict of hyperparameters a group."""
+        stepped = self._run_kernels(hyperparameters) if self._table is not None else []
+        stepped += self._run_reference(hyperparameters)
+        # Kernels write through addresses: autograd learns here that the parameters changed.
+        torch.autograd.graph.increment_version(stepped)
+
+    def _run_kernels(self, hyperparameters: Sequence[dict[str, Any]]) -> list[Tensor]:
+        table = self._table
+        table.set_scalars([self._rule.prepare(t, **hyperparameters[g]) for g, t in table.due()])
+        copies = [self._stage(index) for index in table.staged()]
+        for index, (backend, device, dtype) in enumerate(self._batches):
+            if table.batch(index).num_chunks:
+                backend.run(self._rule.name, table, index, device, dtype)
+        for param, copy, _ in copies:
+            if copy is not param:
+                param.copy_(copy)
+        stepped: list[Tensor] = table.advance()
+        return stepped
+
+    def _stage(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Puts a parameter or gradient that does not lie as the states do through a copy."""
+        param, *_, layout = self._members[index]
+        grad = self._grad_of(param)
+        assert grad is not None, "only parameters with a gradient are taken down"
+        param_copy, grad_copy = laid_out(param, layout), laid_out(grad, layout)
+        self._table.stage(index, param_copy.data_ptr(), grad_copy.data_ptr())
+        return param, param_copy, grad_copy
+
+    def _run_reference(self, hyperparameters: Sequence[dict[str, Any]]) -> list[Tensor]:
+        for group, param, grad, states in self._due_by_reference:
+            scalars = self._rule.prepare(int(states["step"]) + 1, **hyperparameters[group])
+            step_(self._rule, scalars, param, grad, [states[name] for name in self._rule.states])
+            states["step"] += 1
+        return [due.param for due in self._due_by_reference]

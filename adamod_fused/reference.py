@@ -1,0 +1,144 @@
+"""The rules in pure PyTorch: the oracle that every kernel must equal bit for bit.
+
+Run on float64 tensors a rule is the yardstick of accuracy; run on float32, bfloat16 or float16
+tensors it is the twin of the kernels: each operation rounds once, in the kernels' order. Nothing
+here is fused, blocked or clever, on purpose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+COMPUTE_DTYPES = {
+    torch.float32: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+    torch.float64: torch.float64,
+}
+"""The dtype that a step computes in and keeps states in, for each dtype of parameter served."""
+
+
+def integer_power(base: float, exponent: int) -> float:
+    """``base ** exponent`` by square and multiply: the same bits wherever float64 is IEEE."""
+    result = 1.0
+    while exponent:
+        if exponent & 1:
+            result *= base
+        base *= base
+        exponent >>= 1
+    return result
+
+
+def correctly_rounded_sqrt(x: Tensor) -> Tensor:
+    """Square root rounded to nearest, which ``torch.sqrt`` on a CPU is not.
+
+    Through float64, whose error is too small to move a float32 result: the square root of a
+    24-bit number is never that close to a midpoint between two of them.
+    """
+    return x.double().sqrt().to(x.dtype)
+
+
+def step_(rule: Any, scalars: Any, param: Tensor, grad: Tensor, states: Sequence[Tensor]) -> None:
+    """One step of ``rule`` in place: widen, update, round once to the nearest value to store."""
+    dtype = COMPUTE_DTYPES[param.dtype]
+    updated = rule.update(scalars, param.to(dtype), grad.to(dtype), *states)
+    for tensor, new in zip((param, *states), updated, strict=True):
+        tensor.copy_(new)
+
+
+class AdaMod:
+    """AdaMod, Ding et al., arXiv 1910.12249, algorithm 1, and the form its authors released.
+
+    The two variants differ in where the bias corrections sit, so one update serves both::
+
+        paper:     eta = lr / (sqrt(v / bc2) + eps)                   p -= min(eta, s) * m / bc1
+        released:  eta = lr * sqrt(bc2) / bc1 / (sqrt(v) + eps)       p -= min(eta, s) * m
+
+    where ``bc1 = 1 - beta1^t`` and ``bc2 = 1 - beta2^t``.
+    """
+
+    name = "adamod"
+    states = ("exp_avg", "exp_avg_sq", "exp_avg_lr")
+
+    class Scalars(NamedTuple):
+        """One row of ready-made scalars, float64; field for field ``AdaMod::Scalars`` in csrc."""
+
+        grad_sign: float
+        beta1: float
+        one_minus_beta1: float
+        beta2: float
+        one_minus_beta2: float
+        beta3: float
+        one_minus_beta3: float
+        eps: float
+        step_size: float
+        denom_scale: float
+        update_scale: float
+        param_decay: float
+
+    @classmethod
+    def prepare(
+        cls,
+        step: int,
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        beta3: float,
+        eps: float,
+        weight_decay: float,
+        variant: str,
+        maximize: bool,
+    ) -> Scalars:
+        """The scalars of step ``step`` (the first is 1), computed in float64."""
+        beta1, beta2 = betas
+        bias_correction1 = 1 - integer_power(beta1, step)
+        bias_correction2 = 1 - integer_power(beta2, step)
+        if variant == "paper":
+            step_size = lr
+            denom_scale = 1 / math.sqrt(bias_correction2)
+            update_scale = 1 / bias_correction1
+        else:
+            step_size = lr * math.sqrt(bias_correction2) / bias_correction1
+            denom_scale = update_scale = 1.0
+        return cls.Scalars(
+            grad_sign=-1.0 if maximize else 1.0,
+            beta1=beta1,
+            one_minus_beta1=1 - beta1,
+            beta2=beta2,
+            one_minus_beta2=1 - beta2,
+            beta3=beta3,
+            one_minus_beta3=1 - beta3,
+            eps=eps,
+            step_size=step_size,
+            denom_scale=denom_scale,
+            update_scale=update_scale,
+            param_decay=1 - lr * weight_decay,
+        )
+
+    @staticmethod
+    def update(
+        s: Scalars,
+        param: Tensor,
+        grad: Tensor,
+        exp_avg: Tensor,
+        exp_avg_sq: Tensor,
+        exp_avg_lr: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One step on tensors of one dtype and shape: the new param and the new states."""
+        grad = s.grad_sign * grad
+        exp_avg = s.beta1 * exp_avg + s.one_minus_beta1 * grad
+        exp_avg_sq = s.beta2 * exp_avg_sq + s.one_minus_beta2 * grad * grad
+
+        # A tensor on top: `number / tensor` would multiply by a reciprocal, two roundings.
+        step_size = torch.full_like(exp_avg_sq, s.step_size)
+        eta = step_size / (correctly_rounded_sqrt(exp_avg_sq) * s.denom_scale + s.eps)
+        exp_avg_lr = s.beta3 * exp_avg_lr + s.one_minus_beta3 * eta
+        bounded = torch.where(exp_avg_lr < eta, exp_avg_lr, eta)
+
+        param = param * s.param_decay - bounded * exp_avg * s.update_scale
+        return param, exp_avg, exp_avg_sq, exp_avg_lr

@@ -1,0 +1,171 @@
+"""What a step needs to be true of its input, and the errors that say what is not.
+
+Each check names the tensor, the value and the remedy, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .reference import COMPUTE_DTYPES
+
+MAX_STEP = 2.0**24
+"""Where a float32 step count stops: the next whole number is beyond its 24 bits."""
+
+
+def check_range(name: str, value: Any, low: float, high: float = math.inf) -> None:
+    """Raises where ``value`` is no finite number in [low, high)."""
+    try:
+        if isinstance(value, (str, bytes)):  # float() would read them, arithmetic does not
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    if not (low <= number < high):
+        bounds = f"lie in [{low:g}, {high:g})" if high < math.inf else f"be finite and >= {low:g}"
+        raise ValueError(f"{name} must {bounds}, got {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises where ``value`` is none of ``choices``."""
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name} must be one of {listed}, got {value!r}")
+
+
+def label(group_index: int, param_index: int, group: dict[str, Any]) -> str:
+    """How errors name a parameter: index, group, and name where the optimizer was given names."""
+    names = group.get("param_names")
+    name = f" ({names[param_index]!r})" if names else ""
+    return f"parameter {param_index} of group {group_index}{name}"
+
+
+def check_distinct(groups: Sequence[dict[str, Any]]) -> None:
+    """Raises where a parameter is listed twice: one step would move it twice."""
+    seen: dict[Tensor, str] = {}
+    for group_index, group in enumerate(groups):
+        for i, param in enumerate(group["params"]):
+            who = label(group_index, i, group)
+            if param in seen:
+                raise ValueError(f"{who} is {seen[param]} again; list each parameter once")
+            seen[param] = who
+
+
+def check_param(param: Tensor, who: str) -> None:
+    """Raises where ``param`` cannot be optimized at all."""
+    if param.dtype.is_complex:
+        raise TypeError(
+            f"{who} is complex ({param.dtype}), which AdaMod's bound is not defined for; "
+            "optimize torch.view_as_real(param) instead"
+        )
+    if param.dtype not in COMPUTE_DTYPES:
+        served = ", ".join(str(dtype) for dtype in COMPUTE_DTYPES)
+        raise TypeError(
+            f"{who} has dtype {param.dtype}; only {served} are served: "
+            "convert it, or leave it out of the optimizer"
+        )
+    if param.layout is not torch.strided:
+        raise TypeError(f"{who} has layout {param.layout}; convert it with param.to_dense()")
+    if torch._debug_has_internal_overlap(param) == 1:
+        raise ValueError(
+            f"{who} has elements that share memory (shape {tuple(param.shape)}, strides "
+            f"{param.stride()}); optimize param.contiguous() instead"
+        )
+    if param.is_neg():
+        raise ValueError(f"{who} is a lazily negated view; optimize param.resolve_neg() instead")
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor's elements lie at its address: not so for DTensor and its like."""
+    return type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+
+
+def check_grad(param: Tensor, grad: Tensor, who: str) -> None:
+    """Raises where ``grad`` is no gradient that ``param`` can be stepped with."""
+    if grad.layout is not torch.strided:
+        raise RuntimeError(
+            f"the gradient of {who} has layout {grad.layout}; sparse gradients are not supported: "
+            "use sparse=False in the layer that makes it, or grad.to_dense()"
+        )
+    if is_plain(param) and not is_plain(grad):
+        raise TypeError(
+            f"the gradient of {who} is a {type(grad).__name__}, the parameter a plain tensor; "
+            "give both the same type"
+        )
+    if grad.dtype != param.dtype:
+        raise TypeError(
+            f"the gradient of {who} has dtype {grad.dtype}, the parameter {param.dtype}; "
+            "convert the gradient with grad.to(param.dtype)"
+        )
+    if grad.device != param.device:
+        raise ValueError(
+            f"the gradient of {who} is on {grad.device}, the parameter on {param.device}; "
+            "move the gradient with grad.to(param.device)"
+        )
+    if grad.shape != param.shape:
+        raise ValueError(
+            f"the gradient of {who} has shape {tuple(grad.shape)}, the parameter "
+            f"{tuple(param.shape)}; set param.grad = None after changing a parameter's shape"
+        )
+
+
+def check_states(param: Tensor, states: dict[str, Any], names: Sequence[str], who: str) -> None:
+    """Raises where a parameter's states are not those that a step left or load_state_dict made."""
+    check_state_entries(param, states, names, who)
+    for name in names:
+        state = states[name]
+        if state.device != param.device:
+            raise ValueError(
+                f"{name} of {who} is on {state.device}, the parameter on {param.device}; move the "
+                "model before the first step, or reload the optimizer's state_dict after moving it"
+            )
+        if state.dtype != COMPUTE_DTYPES[param.dtype] or state.layout is not torch.strided:
+            raise TypeError(
+                f"{name} of {who} has dtype {state.dtype} and layout {state.layout}; a parameter "
+                f"of dtype {param.dtype} has strided {COMPUTE_DTYPES[param.dtype]} states"
+            )
+        if torch._debug_has_internal_overlap(state) == 1:
+            raise ValueError(
+                f"{name} of {who} has elements that share memory (strides {state.stride()}); "
+                f"give {name}.contiguous() instead"
+            )
+    step = states["step"]
+    if not (
+        isinstance(step, Tensor)
+        and step.dtype is torch.float32
+        and step.device.type == "cpu"
+        and step.ndim == 0
+    ):
+        raise TypeError(f"step of {who} must be a 0-dim float32 tensor on the CPU, got {step!r}")
+
+
+def check_state_entries(
+    param: Tensor, states: dict[str, Any], names: Sequence[str], who: str
+) -> None:
+    """Raises where an entry is missing or has another shape than the parameter."""
+    missing = [name for name in ("step", *names) if name not in states]
+    if missing:
+        raise ValueError(
+            f"the state of {who} lacks {', '.join(missing)} (it has "
+            f"{', '.join(states) or 'nothing'}); load a state_dict that this optimizer saved, or "
+            "start without one"
+        )
+    for name in names:
+        if not isinstance(states[name], Tensor):
+            raise TypeError(f"{name} of {who} must be a tensor, got {states[name]!r}")
+        if states[name].shape != param.shape:
+            raise ValueError(
+                f"{name} of {who} has shape {tuple(states[name].shape)}, the parameter "
+                f"{tuple(param.shape)}; load a state_dict saved for the same model"
+            )
+        if states[name].layout is not torch.strided or not states[name].is_floating_point():
+            raise TypeError(
+                f"{name} of {who} has dtype {states[name].dtype} and layout "
+                f"{states[name].layout}; a state is a strided tensor of floating point numbers"
+            )
+    check_range(f"step of {who}", states["step"], 0.0, MAX_STEP + 1)

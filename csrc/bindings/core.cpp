@@ -1,0 +1,82 @@
+// The module adamod_fused._C: the tensor table and the CPU engine. It knows addresses and integers,
+// and of torch only what any Python code could ask.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "../engine/cpu.h"
+#include "../rules/all.h"
+#include "table.h"
+
+namespace {
+
+// The number of scalars and of states of every rule, for a test that holds Python to it.
+template <class Rule>
+void describe_rule(py::dict& rules) {
+  rules[Rule::name] =
+      py::make_tuple(sizeof(typename Rule::Scalars) / sizeof(float), Rule::num_states);
+}
+
+void cpu_step(const std::string& rule, const std::string& dtype, const Table& table, int index,
+              int threads, const std::string& instruction_set) {
+  const Batch& batch = table.batch(index);
+  const void* scalars = dtype == "float64" ? static_cast<const void*>(table.scalars64().data())
+                                           : table.scalars().data();
+  const py::gil_scoped_release release;
+  cpu::step(rule, dtype, batch.rows.data(), static_cast<std::int64_t>(batch.rows.size()), scalars,
+            threads, instruction_set);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  py::class_<Batch>(m, "Batch")
+      .def_property_readonly(
+          "rows_address",
+          [](const Batch& b) { return reinterpret_cast<std::uintptr_t>(b.rows.data()); })
+      .def_property_readonly("rows",
+                             [](const Batch& b) {
+                               const auto size = b.rows.size() * sizeof(Row);
+                               return py::memoryview::from_memory(
+                                   b.rows.data(), static_cast<py::ssize_t>(size));
+                             })
+      .def_property_readonly("num_rows", [](const Batch& b) { return b.rows.size(); })
+      .def_readonly("num_chunks", &Batch::num_chunks);
+
+  py::class_<Table>(m, "Table")
+      .def(py::init<const std::vector<std::string>&, bool>(), py::arg("states"),
+           py::arg("fast") = true)
+      .def("add_batch", &Table::add_batch)
+      .def("add_param", &Table::add_param)
+      .def("trust", &Table::trust)
+      .def("expect_state", &Table::expect_state)
+      .def("refresh", &Table::refresh)
+      .def("put", &Table::put)
+      .def("clear", &Table::clear)
+      .def("staged", &Table::staged)
+      .def("stage", &Table::stage)
+      .def("due", &Table::due)
+      .def("set_scalars", &Table::set_scalars)
+      .def("advance", &Table::advance)
+      .def("batch", &Table::batch, py::return_value_policy::reference_internal)
+      .def_property_readonly("fast", &Table::fast)
+      .def_property_readonly(
+          "scalars_address",
+          [](const Table& t) { return reinterpret_cast<std::uintptr_t>(t.scalars().data()); })
+      .def_property_readonly("scalars",
+                             [](const Table& t) {
+                               const auto size = t.scalars().size() * sizeof(float);
+                               return py::memoryview::from_memory(
+                                   t.scalars().data(), static_cast<py::ssize_t>(size));
+                             })
+      .def_property_readonly("num_scalars", &Table::num_scalars);
+
+  m.def("cpu_step", &cpu_step);
+  m.def("cpu_instruction_sets", &cpu::instruction_sets);
+  m.attr("cpu_chunk_size") = cpu::chunk_size;
+
+  py::dict rules;
+#define DESCRIBE(Rule) describe_rule<Rule<float>>(rules);
+  FOR_EACH_RULE(DESCRIBE)
+#undef DESCRIBE
+  m.attr("rules") = rules;
+}

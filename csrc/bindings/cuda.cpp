@@ -1,0 +1,43 @@
+// The extension module adamod_fused._cuda: addresses and integers in, no torch type, no CUDA
+// header.
+#include "../engine/cuda.h"
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <string>
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_cuda, module) {
+  module.doc() =
+      "The CUDA engine of adamod_fused. Addresses are integers, as data_ptr() gives them.";
+  module.attr("chunk_size") = cuda_engine::chunk_size;
+  module.attr("cudart_version") = cuda_engine::runtime_version();
+
+  module.def(
+      "step",
+      [](const std::string& rule, const std::string& dtype, std::uintptr_t rows,
+         std::int64_t num_rows, std::uintptr_t scalars, std::int64_t num_scalars,
+         std::int64_t num_chunks, int device, std::uintptr_t stream) {
+        const cuda_engine::Batch batch{reinterpret_cast<const Row*>(rows), num_rows,
+                                       reinterpret_cast<const void*>(scalars), num_scalars,
+                                       num_chunks};
+        cuda_engine::step(rule, dtype, batch, device, reinterpret_cast<void*>(stream));
+      },
+      py::arg("rule"), py::arg("dtype"), py::arg("rows"), py::arg("num_rows"), py::arg("scalars"),
+      py::arg("num_scalars"), py::arg("num_chunks"), py::arg("device"), py::arg("stream"),
+      py::call_guard<py::gil_scoped_release>(),
+      "Enqueue one step of all rows on a stream of a device: one launch.\n\n"
+      "rows and scalars are host addresses of Row and of float32 scalar rows (csrc/engine/row.h\n"
+      "and the rule's Scalars); both may change as soon as this returns. num_chunks is the sum of\n"
+      "ceil(numel / chunk_size) over the rows.\n\n"
+      "Raises ValueError for a rule, dtype (float32, bfloat16 or float16) or size that is not\n"
+      "served, RuntimeError with CUDA's name and text for an error that CUDA reports.");
+
+  module.def("architectures", &cuda_engine::architectures,
+             "The compute capabilities compiled for, as sm_ numbers.");
+  module.def("why_unusable", &cuda_engine::why_unusable, py::arg("device") = 0,
+             "Why step() cannot run on this device, or None if it can. Creates no context.");
+}

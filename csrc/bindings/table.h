@@ -1,0 +1,117 @@
+// The tensor table behind an optimizer: what every kernel reads, kept between steps, checked at
+// every step.
+//
+// A stale address is memory corruption, and users swap `.data`, replace state tensors, reload and
+// move modules, while allocators hand an old address to a tensor of another size. So a step looks
+// at every tensor again (address, shape, strides, dtype, device) and takes nothing for granted; a
+// tensor that is not as expected makes `refresh` say so before anything is written.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../engine/row.h"
+#include "tensor_reader.h"
+
+namespace py = pybind11;
+
+// Batch indices of parameters that no batch holds; adamod_fused/plan.py uses the same numbers.
+constexpr int by_reference = -1;
+constexpr int dormant = -2;  // neither gradient nor state so far
+
+// Tensors of one device and dtype: what one kernel launch serves.
+struct Batch {
+  std::int64_t chunk_size;
+  std::vector<Row> rows;
+  std::int64_t num_chunks = 0;
+};
+
+class Table {
+ public:
+  // `states`: the names of a rule's states. `fast`: see TensorReader.
+  Table(const std::vector<std::string>& states, bool fast);
+
+  // Adds an empty batch and returns its index.
+  int add_batch(std::int64_t chunk_size);
+
+  // Adds a parameter of param group `group`, to be served by batch `batch` or by none, and returns
+  // its index. `layout`: the strides that states have and that kernels run in, the
+  // parameter's own where it is dense. Throws py::value_error for a tensor without plain memory.
+  int add_param(py::object param, int group, int batch, int state_bits,
+                std::vector<std::int64_t> layout);
+
+  // Takes gradients of type `type` for plain tensors, as those of torch.Tensor itself are.
+  void trust(const py::type& type);
+
+  // Takes down the entries of an optimizer's `state`, in the order in which they stand there.
+  void expect_state(const py::dict& state);
+
+  // Fills the batches for one step from an optimizer's `param_groups` and `state`. False where
+  // anything differs from what was added: then nothing may be launched.
+  bool refresh(const py::list& param_groups, const py::dict& state);
+
+  // Fills one parameter's row from tensors in hand, as `refresh` does; `clear` goes before.
+  bool put(int param, const py::object& grad, const py::tuple& states, const py::object& step);
+  void clear();
+
+  // Parameters that, or whose gradient, must be copied into the layout before a launch, and the
+  // addresses of the copies.
+  py::list staged() const;
+  void stage(int param, std::uintptr_t param_address, std::uintptr_t grad_address);
+
+  // The distinct (param group, step to be done) pairs of this step, and their scalars.
+  py::list due() const;
+  void set_scalars(const py::list& rows);
+
+  // After the launches: every step count plus one; returns the parameters that were stepped.
+  py::list advance();
+
+  bool fast() const { return reader_.fast(); }
+  const Batch& batch(int index) const { return batches_.at(static_cast<std::size_t>(index)); }
+  const std::vector<float>& scalars() const { return scalars_; }
+  const std::vector<double>& scalars64() const { return scalars64_; }
+  std::int64_t num_scalars() const { return static_cast<std::int64_t>(due_.size()); }
+
+ private:
+  struct Param {
+    py::object object;
+    bool inherits_grad;  // `grad` is torch.Tensor's own attribute
+    int group, batch;
+    std::int32_t device_type, device_id;
+    std::uint8_t dtype_code, dtype_bits, state_bits;
+    std::int64_t numel;
+    std::vector<std::int64_t> shape, strides, layout;
+    // This step's:
+    PyObject* state = nullptr;  // borrowed from the optimizer's state
+    float* step = nullptr;      // null: no gradient, not stepped
+    std::size_t row = 0;
+    bool is_staged = false;
+  };
+
+  // The tensors of a parameter's state, borrowed, in the order of entry_names_.
+  using Entries = PyObject* [1 + max_states];
+
+  py::object grad_of(const Param& param) const;
+  bool find_entries(PyObject* state, Entries& entries) const;
+  bool fill(Param& param, PyObject* grad, const Entries& entries);
+  std::int64_t scalars_row(int group, std::int64_t step);
+
+  TensorReader reader_;
+  std::vector<py::type> trusted_types_;
+  std::vector<py::object> entry_names_;  // step, then the states; interned
+  py::object params_key_, grad_key_, is_neg_key_;
+  py::object grad_descriptor_;
+  std::vector<Param> params_;
+  std::vector<std::size_t> group_sizes_;
+  std::vector<std::pair<py::object, int>> expected_state_;  // key, index of the parameter or -1
+  std::vector<Batch> batches_;
+  std::vector<std::pair<int, std::int64_t>> due_;
+  std::map<std::pair<int, std::int64_t>, std::int64_t> scalars_rows_;  // index into due_
+  std::vector<float> scalars_;
+  std::vector<double> scalars64_;
+};

@@ -1,0 +1,23 @@
+// The CPU engine: one parallel pass over all tensors of a batch.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "row.h"
+
+namespace cpu {
+
+// The unit of Row::first_chunk. Threads share a batch by elements, so here a chunk is one element.
+constexpr std::int64_t chunk_size = 1;
+
+// Names of the instruction sets that this processor runs, slowest first; "baseline" is always one.
+std::vector<std::string> instruction_sets();
+
+// One step of `rule` over `num_rows` tensors whose parameters are of `dtype`; `scalars` holds rows
+// of Rule::Scalars in the compute type (double for float64, else float). Throws
+// std::invalid_argument for a rule, dtype or instruction set that does not exist here.
+void step(const std::string& rule, const std::string& dtype, const Row* rows, std::int64_t num_rows,
+          const void* scalars, int threads, const std::string& instruction_set);
+
+}  // namespace cpu

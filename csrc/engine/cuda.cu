@@ -1,0 +1,196 @@
+// The CUDA engine's host side: one launch for a whole batch, its tensor table by value or by
+// address. The kernel is in cuda_kernel.h; neither knows what a rule computes.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <climits>
+#include <cstring>
+#include <map>
+#include <mutex>
+
+#include "../rules/all.h"
+#include "cuda.h"
+#include "cuda_kernel.h"
+#include "cuda_support.h"
+#include "cuda_upload.h"
+#include "storage.h"
+
+#if CUDART_VERSION < 12010
+#error "kernel parameters of 32,764 bytes need CUDA 12.1 or later: update the toolkit"
+#endif
+
+namespace cuda_engine {
+namespace {
+
+constexpr std::size_t max_parameter_bytes = 32764;
+
+// The table as a kernel parameter, in constant memory: no copy of ours, no allocation, and a
+// captured graph keeps it.
+template <typename Scalars>
+struct TableByValue {
+  static constexpr int max_scalars = 32;
+  static constexpr int max_rows =
+      (max_parameter_bytes - sizeof(std::int64_t) - max_scalars * sizeof(Scalars)) / sizeof(Row);
+
+  Row rows[max_rows];
+  Scalars scalars[max_scalars];
+  int num_rows;
+
+  static bool holds(const Batch& batch) {
+    return batch.num_rows <= max_rows && batch.num_scalars <= max_scalars;
+  }
+};
+
+// The same for any number of rows, in device memory.
+template <typename Scalars>
+struct TableByAddress {
+  const Row* rows;
+  const Scalars* scalars;
+  int num_rows;
+};
+
+template <typename Rule, typename Format, typename Table>
+void launch(const Table& table, const Batch& batch, cudaStream_t stream) {
+  static_assert(sizeof(Table) <= max_parameter_bytes, "the table is a kernel parameter");
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(batch.num_chunks));
+  config.blockDim = dim3(block_threads);
+  config.stream = stream;
+  check(cudaLaunchKernelEx(&config, step_kernel<Rule, Format, Table>, table),
+        "launching the kernel");
+}
+
+template <typename Rule, typename Format>
+void launch_by_value(const Batch& batch, cudaStream_t stream) {
+  TableByValue<typename Rule::Scalars> table;
+  std::memcpy(table.rows, batch.rows, batch.num_rows * sizeof(Row));
+  std::memcpy(table.scalars, batch.scalars, batch.num_scalars * sizeof(typename Rule::Scalars));
+  table.num_rows = static_cast<int>(batch.num_rows);
+  launch<Rule, Format>(table, batch, stream);
+}
+
+std::mutex upload_mutex;
+std::map<int, UploadRing> upload_rings;  // by device
+
+template <typename Rule, typename Format>
+void launch_by_address(const Batch& batch, int device, cudaStream_t stream) {
+  using Scalars = typename Rule::Scalars;
+  const std::lock_guard<std::mutex> lock(upload_mutex);
+  const RelaxedCapture relaxed;
+
+  cudaStreamCaptureStatus capture;
+  check(cudaStreamIsCapturing(stream, &capture), "asking whether the stream is being captured");
+  const bool captured = capture != cudaStreamCaptureStatusNone;
+
+  const std::size_t row_bytes = batch.num_rows * sizeof(Row);
+  const std::size_t scalar_bytes = batch.num_scalars * sizeof(Scalars);
+  // A replayed graph reads the pinned memory again, at any later time: that slot is the graph's.
+  UploadSlot kept;
+  if (captured) kept.reserve(row_bytes + scalar_bytes);
+  const UploadSlot& slot = captured ? kept : upload_rings[device].next(row_bytes + scalar_bytes);
+
+  std::memcpy(slot.host, batch.rows, row_bytes);
+  std::memcpy(slot.host + row_bytes, batch.scalars, scalar_bytes);
+  check(cudaMemcpyAsync(slot.device, slot.host, row_bytes + scalar_bytes, cudaMemcpyHostToDevice,
+                        stream),
+        "uploading the tensor table");
+  launch<Rule, Format>(
+      TableByAddress<Scalars>{reinterpret_cast<const Row*>(slot.device),
+                              reinterpret_cast<const Scalars*>(slot.device + row_bytes),
+                              static_cast<int>(batch.num_rows)},
+      batch, stream);
+  if (!captured) check(cudaEventRecord(slot.consumed, stream), "recording an event");
+}
+
+template <typename Rule, typename Format>
+void step_as(const Batch& batch, int device, cudaStream_t stream) {
+  const DeviceGuard guard(device);
+  if (TableByValue<typename Rule::Scalars>::holds(batch)) {
+    launch_by_value<Rule, Format>(batch, stream);
+  } else {
+    launch_by_address<Rule, Format>(batch, device, stream);
+  }
+}
+
+template <typename Rule>
+void step_of(const std::string& dtype, const Batch& batch, int device, cudaStream_t stream) {
+  if (dtype == "float32") return step_as<Rule, Float32>(batch, device, stream);
+  if (dtype == "bfloat16") return step_as<Rule, BFloat16>(batch, device, stream);
+  if (dtype == "float16") return step_as<Rule, Float16>(batch, device, stream);
+  throw std::invalid_argument("the CUDA engine serves float32, bfloat16 and float16, got " + dtype);
+}
+
+}  // namespace
+
+void step(const std::string& rule, const std::string& dtype, const Batch& batch, int device,
+          void* stream) {
+  if (batch.num_chunks == 0) return;  // CUDA refuses an empty grid
+  if (batch.num_chunks > INT_MAX || batch.num_rows > INT_MAX) {
+    throw std::invalid_argument("one launch serves at most 2147483647 chunks and rows, got " +
+                                std::to_string(batch.num_chunks) + " and " +
+                                std::to_string(batch.num_rows) + ": split the batch");
+  }
+  std::string rules;
+  try {
+#define STEP_IF_NAMED(Rule)                                                               \
+  if (rule == Rule<float>::name) {                                                        \
+    return step_of<Rule<float>>(dtype, batch, device, static_cast<cudaStream_t>(stream)); \
+  }                                                                                       \
+  rules += std::string(" ") + Rule<float>::name;
+    FOR_EACH_RULE(STEP_IF_NAMED)
+#undef STEP_IF_NAMED
+  } catch (const CudaError& error) {
+    throw std::runtime_error(std::string(error.what()) + " (" + rule + " on " + dtype +
+                             ", device " + std::to_string(device) + ", " +
+                             std::to_string(batch.num_rows) + " rows, " +
+                             std::to_string(batch.num_chunks) + " chunks)");
+  }
+  throw std::invalid_argument("the CUDA engine has the rules" + rules + ", got " + rule);
+}
+
+int runtime_version() { return CUDART_VERSION; }
+
+std::vector<int> architectures() {
+  std::vector<int> numbers = {__CUDA_ARCH_LIST__};  // 750, 800, ...
+  for (int& number : numbers) number /= 10;
+  return numbers;
+}
+
+std::optional<std::string> why_unusable(int device) {
+  const auto version = [](int v) {
+    return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10);
+  };
+  int driver = 0;
+  int count = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
+    return "no NVIDIA driver found: install one";
+  }
+  if (const cudaError_t status = cudaGetDeviceCount(&count); status != cudaSuccess) {
+    cudaGetLastError();
+    return describe(status) + " (the driver serves CUDA " + version(driver) +
+           ", this build needs CUDA " + version(CUDART_VERSION) + ")";
+  }
+  if (device < 0 || device >= count) {
+    return "there is no device " + std::to_string(device) + ", the driver shows " +
+           std::to_string(count);
+  }
+  int major = 0;
+  int minor = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+        "asking for the compute capability");
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
+        "asking for the compute capability");
+  // Machine code serves its own generation from its number on, PTX of the newest all later devices.
+  const int capability = major * 10 + minor;
+  const std::vector<int> built_for = architectures();
+  bool served = capability >= *std::max_element(built_for.begin(), built_for.end());
+  for (const int built : built_for) served |= built / 10 == major && built <= capability;
+  if (!served) {
+    const std::string number = std::to_string(capability);
+    return "this build has no machine code for device " + std::to_string(device) + ", an sm_" +
+           number + ": build with " + number + " in ADAMOD_CUDA_ARCHS";
+  }
+  return std::nullopt;
+}
+
+}  // namespace cuda_engine

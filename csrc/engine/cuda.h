@@ -1,0 +1,42 @@
+// The face of the CUDA engine: plain C++, so that the bindings need no CUDA header.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "row.h"
+
+namespace cuda_engine {
+
+// Elements that one thread block updates, the unit of Row::first_chunk. Large enough that finding
+// the row costs little beside the four to eight rounds of 128-bit accesses that each thread makes,
+// small enough that a tensor of a million elements gives every multiprocessor a block.
+constexpr std::int64_t chunk_size = 8192;
+
+// One optimizer step of all tensors of one device and parameter dtype. The arrays are in host
+// memory and may change as soon as step() returns.
+struct Batch {
+  const Row* rows;
+  std::int64_t num_rows;
+  const void* scalars;  // rows of Rule<float>::Scalars
+  std::int64_t num_scalars;
+  std::int64_t num_chunks;  // of all rows together
+};
+
+// Enqueues the step on a stream of a device, one launch in all. Throws std::invalid_argument for a
+// rule, dtype or size that is not served and std::runtime_error for what CUDA reports.
+void step(const std::string& rule, const std::string& dtype, const Batch& batch, int device,
+          void* stream);
+
+// The CUDA version of the runtime linked in, as CUDART_VERSION writes it: 13000 for 13.0.
+int runtime_version();
+
+// Compute capabilities compiled for, as sm_ numbers.
+std::vector<int> architectures();
+
+// Why step() cannot run on this device, or nothing if it can. Creates no context on the device.
+std::optional<std::string> why_unusable(int device);
+
+}  // namespace cuda_engine

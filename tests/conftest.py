@@ -1,0 +1,70 @@
+"""What all tests share: the report on GPUs, and the kernels under test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from adamod_fused import backends
+from adamod_fused.backends import extension
+from adamod_fused.backends.cpu import CpuBackend
+from adamod_fused.backends.cuda import CudaBackend
+
+from emulation.build import build_emulated_cuda, import_extension
+
+
+def pytest_report_header() -> str:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, GPU: {gpu}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="no GPU here: torch.cuda.is_available() is False")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
+
+
+class EmulatedCudaBackend(CudaBackend):
+    """The CUDA backend on tensors of the CPU: its engine compiled for the host."""
+
+    def status(self) -> backends.Status:
+        return backends.Status(True)
+
+    def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        return super().refuses(torch.device("cuda", 0), dtype)
+
+    def run(self, rule, table, index, device, dtype) -> None:
+        self.launch(rule, table, index, 0, dtype, 0)
+
+
+@pytest.fixture(scope="session")
+def emulated_cuda(tmp_path_factory: pytest.TempPathFactory) -> EmulatedCudaBackend:
+    out: Path = tmp_path_factory.mktemp("emulated")
+    return EmulatedCudaBackend(import_extension(build_emulated_cuda(out)))
+
+
+# A kernel is a backend, its device and, on the CPU, the instruction set it is held to.
+CPU_KERNELS = [f"cpu-{isa}" for isa in extension.core.cpu_instruction_sets()]
+GPU_KERNELS = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda", "triton")]
+
+
+@pytest.fixture(params=[*CPU_KERNELS, "cuda-emulated", *GPU_KERNELS])
+def kernel(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, torch.device]:
+    """The name of a backend to ask for and the device to test it on."""
+    name, _, variant = request.param.partition("-")
+    if name == "cpu":
+        backend = CpuBackend()
+        backend.instruction_set = variant
+        monkeypatch.setitem(backends._BACKENDS, "cpu", backend)
+    elif variant == "emulated":
+        get: Callable[[str], EmulatedCudaBackend] = request.getfixturevalue
+        monkeypatch.setitem(backends._BACKENDS, "cuda", get("emulated_cuda"))
+    device = torch.device("cpu" if variant else "cuda")
+    return name, device

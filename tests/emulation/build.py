@@ -1,0 +1,56 @@
+"""Compiles the CUDA engine with g++ against the stand-in for the CUDA runtime beside this file."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+import pybind11
+
+EMULATION = Path(__file__).resolve().parent
+CSRC = EMULATION.parents[1] / "csrc"
+
+# Contraction is off for the reason it is off in the product: every operation rounds once.
+FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden"]
+# `#pragma unroll` is nvcc's alone.
+WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+ASAN_IS_LOADED = "libasan" in os.environ.get("LD_PRELOAD", "")
+
+
+def build_emulated_cuda(out_dir: Path, sanitize: bool = ASAN_IS_LOADED) -> Path:
+    """Build the extension module ``_cuda`` into ``out_dir`` and return its path.
+
+    With ``sanitize``, a process that imports it has to preload libasan, and libstdc++ after it, or
+    libasan finds no ``__cxa_throw`` to pass exceptions on to.
+    """
+    module = out_dir / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    includes = [EMULATION, pybind11.get_include(), sysconfig.get_path("include")]
+    command = [
+        os.environ.get("CXX", "g++"),
+        *FLAGS,
+        *WARNINGS,
+        *(SANITIZE if sanitize else []),
+        *(f"-isystem{path}" for path in includes),
+        *("-x", "c++", str(CSRC / "engine" / "cuda.cu"), str(CSRC / "bindings" / "cuda.cpp")),
+        *("-o", str(module)),
+    ]
+    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}  # a sanitizer's, say
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
+    return module
+
+
+def import_extension(path: Path) -> ModuleType:
+    """Import an extension module from a file, whatever the import path holds."""
+    spec = importlib.util.spec_from_file_location(path.name.split(".")[0], path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,148 @@
+"""The Triton kernel, compiled ahead of time: what the machine code must and must not hold.
+
+Triton compiles for a target that is not there, so this needs no GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="the Triton backend needs triton")
+
+from adamod_fused.triton_kernels import engine, ieee  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from adamod_fused.reference import AdaMod  # noqa: E402
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="TRITON_INTERPRET=1: nothing is compiled"
+)
+
+CUDA_ARCHS = [80, 90, 100]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+NUM_SCALARS = len(AdaMod.Scalars._fields)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fresh_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
+
+
+def compile_kernel(dtype: torch.dtype, target: GPUTarget):
+    kernel = engine.update_chunk
+    constants = engine.constants("adamod", dtype, NUM_SCALARS)
+    signature = {"rows": "*i64", "scalars": "*fp32", "num_rows": "i32"}
+    if triton.__version__.startswith("3.2."):
+        source = ASTSource(kernel, signature, constants)
+    else:
+        signature = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
+        places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+        source = ASTSource(kernel, signature, places)
+    return triton.compile(source, target=target, options=engine.OPTIONS)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(arch, dtype) for arch in CUDA_ARCHS for dtype in DTYPES],
+    ids=lambda param: f"sm_{param[0]}-{param[1]}",
+)
+def cuda_kernel(request, fresh_cache):
+    arch, dtype = request.param
+    try:
+        return dtype, compile_kernel(dtype, GPUTarget("cuda", arch, 32))
+    except RuntimeError as error:
+        if "is not defined for option 'gpu-name'" not in str(error):
+            raise
+        pytest.skip(f"the ptxas of Triton {triton.__version__} does not know sm_{arch}")
+
+
+def global_accesses(ptx: str, operation: str) -> tuple[list[int], list[int]]:
+    """The bytes of each vector and of each single-element access of global memory."""
+    vectors, singles = [], []
+    for qualifiers in re.findall(rf"\b{operation}\.global((?:\.\w+(?:::\w+)*)+)", ptx):
+        width = int(re.search(r"\.[bfus](\d+)$", qualifiers)[1]) // 8
+        length = re.search(r"\.v(\d)\.", qualifiers)
+        (vectors if length else singles).append(width * int(length[1]) if length else width)
+    return vectors, singles
+
+
+def test_every_stream_is_moved_once_in_128_bits(cuda_kernel):
+    """Whole blocks in vectors alone; the masked path, its twin, element by element."""
+    dtype, kernel = cuda_kernel
+    elements = engine.BLOCK_SIZE // (32 * engine.NUM_WARPS)
+    states = [4] * 3
+    loaded = elements * sum([dtype.itemsize, dtype.itemsize, *states])
+    stored = elements * sum([dtype.itemsize, *states])
+    scalars = 2 * NUM_SCALARS * 4  # a row of them in either path
+    table = (8 + 1) * 8  # one row, and one column in the search for it
+
+    vectors, singles = global_accesses(kernel.asm["ptx"], "ld")
+    assert min(vectors) >= 16
+    assert sum(vectors) == loaded
+    assert sum(singles) == loaded + scalars + table
+
+    vectors, singles = global_accesses(kernel.asm["ptx"], "st")
+    assert min(vectors) >= 16
+    assert sum(vectors) == stored
+    assert sum(singles) == stored
+    assert not re.search(r"\b(atom|red|cp)\.", kernel.asm["ptx"])
+
+
+def test_arithmetic_is_ieee(cuda_kernel):
+    dtype, kernel = cuda_kernel
+    ptx = kernel.asm["ptx"]
+    assert not re.findall(r"\b(?:fma|mad)\.\S*f\d\d\S*", ptx)
+    assert not re.findall(r"\b\w+\.(?:approx|full)\S*", ptx)
+
+    root, quotient = "sqrt.rn.f32", "div.rn.f32"
+    if ieee.FLUSHES.value:
+        root, quotient = "sqrt.rn.ftz.f32", "div.rn.f64"
+    # A root that flushes gets no subnormals: ieee.py.
+    assert set(re.findall(r"\b\w\S*\.ftz\S*", ptx)) <= {root}
+    per_thread = 2 * engine.BLOCK_SIZE // (32 * engine.NUM_WARPS)  # in either path
+    assert len(re.findall(rf"\b{root}\s", ptx)) == per_thread
+    assert len(re.findall(rf"\b{quotient}\s", ptx)) == per_thread
+    narrow = {torch.bfloat16: r"\bcvt\.rn\.bf16", torch.float16: r"\bcvt\.rn\.f16"}
+    assert dtype not in narrow or re.search(narrow[dtype], ptx)
+
+
+def test_float32_streams_stay_in_registers(cuda_kernel):
+    """One layout from load to store: elements are not exchanged through shared memory.
+
+    With 16-bit params Triton itself chooses to: it keeps stores of the 32-bit states coalesced.
+    """
+    dtype, kernel = cuda_kernel
+    assert dtype != torch.float32 or ".shared" not in kernel.asm["ptx"]
+
+
+def test_nothing_spills(cuda_kernel, tmp_path):
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(cuda_kernel[1].asm["cubin"])
+    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    usage = subprocess.run(
+        [cuobjdump, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
+    ).stdout
+    assert re.search(r"\bREG:\d+", usage), usage
+    assert re.findall(r"\b(?:STACK|LOCAL):(\d+)", usage) == ["0", "0"], usage
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_compiles_for_amd(dtype):
+    try:
+        kernel = compile_kernel(dtype, GPUTarget("hip", "gfx942", 64))
+    except Exception as error:
+        if "ld.lld not found" not in str(error):
+            raise
+        pytest.skip(f"Triton {triton.__version__} carries no linker for AMD: {error}")
+    assert re.findall(r"[sv]gpr_spill_count: +(\d+)", kernel.asm["amdgcn"]) == ["0", "0"]
+    assert re.search(r"amdhsa_float_denorm_mode_32 3\b", kernel.asm["amdgcn"])  # subnormals kept
+    assert not re.search(r"= f(?:add|sub|mul|div) (?:fast|contract|reassoc)", kernel.asm["llir"])

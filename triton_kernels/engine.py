@@ -1,0 +1,225 @@
+"""The Triton engine: one launch over a table of tensors. How memory moves, and no mathematics.
+
+One program updates one chunk of one tensor. It finds its row in the table, then walks the chunk in
+blocks. A chunk starts ``head`` elements late, where the row's tensors all reach a 16-byte boundary:
+from there on, whole blocks go in 128-bit accesses without masks. What is left (the head, the tail,
+a row whose tensors are never aligned together) goes element by element under a mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .rules import RULES
+
+CHUNK_SIZE = 4096  # elements; the unit of the table's first_chunk
+BLOCK_SIZE = 1024
+NUM_WARPS = 4  # with 32 lanes: 8 elements a thread, 128 bits of the narrowest stream
+
+DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+# Columns of the table, csrc/engine/row.h.
+ROW_SIZE = tl.constexpr(8)
+PARAM = tl.constexpr(0)
+GRAD = tl.constexpr(1)
+STATE0 = tl.constexpr(2)
+STATE1 = tl.constexpr(3)
+STATE2 = tl.constexpr(4)
+NUMEL = tl.constexpr(5)
+FIRST_CHUNK = tl.constexpr(6)
+SCALARS = tl.constexpr(7)
+
+
+@triton.jit
+def find_row(rows, num_rows, chunk):
+    """The last row that starts at or before ``chunk``; empty rows are never the last."""
+    row = 0
+    end = num_rows
+    while end - row > 1:
+        middle = (row + end) // 2
+        starts_later = tl.load(rows + middle * ROW_SIZE + FIRST_CHUNK) > chunk
+        row = tl.where(starts_later, row, middle)
+        end = tl.where(starts_later, middle, end)
+    return row
+
+
+@triton.jit
+def update_block(
+    UPDATE: tl.constexpr,
+    NUM_STATES: tl.constexpr,
+    scalars,
+    param_ptr,
+    grad_ptr,
+    state0_ptr,
+    state1_ptr,
+    state2_ptr,
+    lanes,
+    mask,
+):
+    """Load, update and store the elements ``lanes`` past the addresses; ``mask`` None is all."""
+    param = tl.load(param_ptr + lanes, mask=mask).to(tl.float32)
+    grad = tl.load(grad_ptr + lanes, mask=mask).to(tl.float32)
+    state0 = tl.load(state0_ptr + lanes, mask=mask)
+    state1 = tl.load(state1_ptr + lanes, mask=mask) if NUM_STATES > 1 else state0
+    state2 = tl.load(state2_ptr + lanes, mask=mask) if NUM_STATES > 2 else state0
+
+    param, state0, state1, state2 = UPDATE(scalars, param, grad, state0, state1, state2)
+
+    tl.store(param_ptr + lanes, param.to(param_ptr.dtype.element_ty), mask=mask)
+    tl.store(state0_ptr + lanes, state0, mask=mask)
+    if NUM_STATES > 1:
+        tl.store(state1_ptr + lanes, state1, mask=mask)
+    if NUM_STATES > 2:
+        tl.store(state2_ptr + lanes, state2, mask=mask)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def update_chunk(
+    rows,
+    scalars,
+    num_rows,
+    UPDATE: tl.constexpr,
+    UPDATE_KEY: tl.constexpr,
+    NUM_STATES: tl.constexpr,
+    NUM_SCALARS: tl.constexpr,
+    DTYPE: tl.constexpr,
+    ITEMSIZE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program: the chunk of its number in the whole table."""
+    chunk = tl.program_id(0)
+    row = rows + find_row(rows, num_rows, chunk) * ROW_SIZE
+    numel = tl.load(row + NUMEL)
+    index = chunk - tl.load(row + FIRST_CHUNK)
+    scalars += tl.load(row + SCALARS) * NUM_SCALARS
+
+    param = tl.load(row + PARAM)
+    grad = tl.load(row + GRAD)
+    state0 = tl.load(row + STATE0)
+    state1 = tl.load(row + STATE1) if NUM_STATES > 1 else state0
+    state2 = tl.load(row + STATE2) if NUM_STATES > 2 else state0
+
+    head = (-param & 15) // ITEMSIZE
+    low_bits = grad + head * ITEMSIZE
+    low_bits |= (state0 + head * 4) | (state1 + head * 4) | (state2 + head * 4)
+    congruent = low_bits & 15 == 0
+    head = tl.where(congruent, head, 0)
+
+    param_ptr = param.to(tl.pointer_type(DTYPE))
+    grad_ptr = grad.to(tl.pointer_type(DTYPE))
+    state0_ptr = state0.to(tl.pointer_type(tl.float32))
+    state1_ptr = state1.to(tl.pointer_type(tl.float32))
+    state2_ptr = state2.to(tl.pointer_type(tl.float32))
+
+    start = index * CHUNK + head
+    end = tl.minimum(start + CHUNK, numel)
+    # The first chunk takes the head too, as the end of a block that begins before the tensor.
+    start = tl.where((index == 0) & (head > 0), head - BLOCK, start)
+    while start < end:  # not range: the interpreter would make start a Python int, int32 here
+        if congruent & (start >= 0) & (start + BLOCK <= numel):
+            update_block(
+                UPDATE,
+                NUM_STATES,
+                scalars,
+                tl.multiple_of(param_ptr + start, 16),
+                tl.multiple_of(grad_ptr + start, 16),
+                tl.multiple_of(state0_ptr + start, 16),
+                tl.multiple_of(state1_ptr + start, 16),
+                tl.multiple_of(state2_ptr + start, 16),
+                tl.arange(0, BLOCK),
+                None,
+            )
+        else:
+            # Of another shape than above: Triton gives the accesses of one shape one layout, and
+            # the vectors' would spread a warp's single elements over four times the cache lines.
+            lanes = tl.arange(0, BLOCK)[None, :]
+            element = start + lanes
+            update_block(
+                UPDATE,
+                NUM_STATES,
+                scalars,
+                param_ptr + start,
+                grad_ptr + start,
+                state0_ptr + start,
+                state1_ptr + start,
+                state2_ptr + start,
+                lanes,
+                (element >= 0) & (element < numel),
+            )
+        start += BLOCK
+
+
+def constants(rule: str, dtype: torch.dtype, num_scalars: int) -> dict[str, Any]:
+    """The kernel's compile-time arguments for params of ``dtype``: one compilation for each."""
+    update, num_states = RULES[rule]
+    return {
+        "UPDATE": update,
+        # Triton 3.2 leaves the source of a function handed over out of its disk cache's key.
+        "UPDATE_KEY": getattr(update, "cache_key", None),
+        "NUM_STATES": num_states,
+        "NUM_SCALARS": num_scalars,
+        "DTYPE": DTYPES[dtype],
+        "ITEMSIZE": dtype.itemsize,
+        "CHUNK": CHUNK_SIZE,
+        "BLOCK": BLOCK_SIZE,
+    }
+
+
+# Without contraction every operation of a rule rounds once.
+OPTIONS = {"num_warps": NUM_WARPS, "enable_fp_fusion": False}
+
+
+def step(rule: str, dtype: torch.dtype, rows: Tensor, scalars: Tensor, num_chunks: int) -> None:
+    """One step of ``rule`` on every tensor of the table, on the current stream of its device.
+
+    Args:
+        rule: a name in ``rules.RULES``.
+        dtype: of params and grads: float32, bfloat16 or float16. States are float32.
+        rows: the table, int64 ``[num_rows, 8]``, as in csrc/engine/row.h.
+        scalars: the rule's scalars, float32 ``[num_scalar_rows, num_scalars]``.
+        num_chunks: of the whole table, in units of ``CHUNK_SIZE``.
+    """
+    with torch.cuda.device_of(rows):
+        update_chunk[(num_chunks,)](
+            rows, scalars, len(rows), **constants(rule, dtype, scalars.shape[1]), **OPTIONS
+        )
+
+
+# Host memory that CUDA graphs read again at every replay: never given back.
+_captured: list[Tensor] = []
+
+
+def upload(
+    rows: memoryview, scalars: memoryview, num_scalars: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The table and its scalars on ``device``, for ``step``: one copy, on the current stream.
+
+    Args:
+        rows: a writable buffer, an array of ``Row`` (csrc/engine/row.h); not empty.
+        scalars: a writable buffer, an array of the rule's ``Scalars`` in float32; not empty.
+        num_scalars: the number of fields of ``Scalars``.
+        device: where ``step`` will run.
+    """
+    sources = [torch.frombuffer(buffer, dtype=torch.uint8) for buffer in (rows, scalars)]
+    sizes = [source.numel() for source in sources]
+    on_gpu = device.type == "cuda"
+    staging = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=on_gpu)
+    torch.cat(sources, out=staging)
+    if on_gpu:
+        with torch.cuda.device(device):
+            table = staging.to(device, non_blocking=True)
+            if torch.cuda.is_current_stream_capturing():
+                _captured.append(staging)
+    else:
+        table = staging
+    row_bytes, scalar_bytes = table.split(sizes)
+    return (
+        row_bytes.view(torch.int64).view(-1, ROW_SIZE.value),
+        scalar_bytes.view(torch.float32).view(-1, num_scalars),
+    )
