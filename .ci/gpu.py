@@ -2,157 +2,142 @@
 
 Offline: nothing is fetched from a network. The package is built and installed into build/gpu/site,
 which the tests import; the environment of python3 is not touched. The record is a JSON file with
-the versions, the GPU, the commit and the outcome of every test.
+the versions, the GPU, the commit, the outcome of every test and a first timing; it is written
+whatever happens, before --minutes are over. The exit code says whether all tests passed.
 """
 
 import argparse
-import datetime
-import importlib
-import importlib.metadata
-import importlib.util
 import json
 import os
-import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
-import xml.etree.ElementTree
+import time
 from pathlib import Path
+
+import gpu_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "gpu"
 SITE = WORK / "site"
 
-REQUIRED = ["torch", "pip", "setuptools", "pytest", "numpy"]
-OPTIONAL = ["triton", "pybind11", "ninja", "hypothesis", "mpmath", "pytorch_optimizer"]
+TIMING_SECONDS = 75  # kept free for the timing after the tests
+RECORD_SECONDS = 5  # and for the record after the timing
 
 
-def version(name):
-    """The version of an importable package, None for one that is not there."""
-    if importlib.util.find_spec(name) is None:
+def finish(command, env, seconds):
+    """The exit code of a command; None where time ran out and it was killed, children and all."""
+    process = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True)
+    try:
+        return process.wait(timeout=max(seconds, 1))
+    except subprocess.TimeoutExpired:
         return None
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # on the path, but not installed by pip
-        return getattr(importlib.import_module(name), "__version__", "unknown")
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
-def output(*command):
-    """What a command prints, "" when it cannot run."""
-    try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    except OSError:
-        return ""
-
-
-def find_nvcc():
-    cuda_home = os.environ.get("CUDA_HOME")
-    return (cuda_home and shutil.which("nvcc", path=f"{cuda_home}/bin")) or shutil.which("nvcc")
-
-
-def what_is_missing(versions):
-    """One line, with the remedy, for each thing without which nothing can run."""
-    if sys.version_info < (3, 11):
-        yield f"Python 3.11 or newer (PYTHONSAFEPATH); {sys.executable} is {sys.version.split()[0]}"
-    for name in REQUIRED:
-        if versions[name] is None:
-            yield f"{name}: install this package for {sys.executable}, or add it to PYTHONPATH"
-    if not find_nvcc():
-        yield "nvcc: put the CUDA toolkit's bin folder on PATH, or set CUDA_HOME"
-    if not versions["ninja"] and not shutil.which("ninja"):
-        yield "ninja: the Python package or the program on PATH"
-    if not shutil.which(os.environ.get("CXX", "c++").split()[0]):
-        yield "a C++ compiler: c++ on PATH, or one named in CXX"
-    if versions["torch"]:
-        import torch
-
-        if not torch.cuda.is_available():
-            yield f"a GPU: torch.cuda.is_available() is False (torch {torch.__version__})"
-
-
-def facts(versions):
-    """What a reader of the record must know about the machine and the sources."""
-    import torch
-
-    device = torch.cuda.get_device_properties(0)
-    commit = output("git", "rev-parse", "HEAD")
-    changes = output("git", "status", "--porcelain", "--untracked-files=no")
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit or None,  # None outside a repository
-        "uncommitted_changes": bool(changes) if commit else None,
-        "gpu": device.name,
-        "compute_capability": f"{device.major}.{device.minor}",
-        "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "nvcc": "".join(re.findall(r"V([\d.]+)", output(find_nvcc(), "--version"))),
-        "torch_cuda": torch.version.cuda,
-        "python": platform.python_version(),
-        "versions": versions,
-    }
-
-
-def build(versions):
+def build(versions, capability, seconds):
     """Installs the package, CUDA engine and all, into SITE."""
-    env = os.environ | {"ADAMOD_CUDA": "1"}
+    env = {"ADAMOD_CUDA_ARCHS": capability.replace(".", "")} | os.environ | {"ADAMOD_CUDA": "1"}
     if versions["pybind11"] is None:  # torch carries pybind11's headers; nothing else of it is used
-        torch_folder = Path(importlib.util.find_spec("torch").origin).parent
-        paths = [str(torch_folder / "include"), os.environ.get("CPATH", "")]
+        paths = [str(gpu_machine.torch_folder() / "include"), os.environ.get("CPATH", "")]
         env["CPATH"] = os.pathsep.join(filter(None, paths))
     shutil.rmtree(SITE, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--target", SITE]
-    subprocess.run([*command, "--no-build-isolation", ROOT], env=env, check=True)
+    command += ["--no-build-isolation", ROOT]
+    return finish(command, env, seconds)
 
 
-def run_tests(arguments):
-    """pytest's exit status, and the outcome and seconds of every test."""
-    report = WORK / "junit.xml"
-    report.unlink(missing_ok=True)
-    paths = [str(SITE), os.environ.get("PYTHONPATH", "")]
+def run(*command, seconds, **variables):
+    """Finishes a Python command that imports the package from SITE."""
+    paths = [str(SITE), str(ROOT / ".ci"), os.environ.get("PYTHONPATH", "")]
     # PYTHONSAFEPATH: in the checkout the package without the build must not come first.
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", f"--junitxml={report}", *arguments]
-    status = subprocess.run(command, cwd=ROOT, env=env).returncode
-    tests = []
-    for case in xml.etree.ElementTree.parse(report).iter("testcase") if report.exists() else ():
-        problem = next((e for e in case if e.tag in ("failure", "error", "skipped")), None)
-        tests.append(
-            {
-                "test": f"{case.get('classname')}::{case.get('name')}",
-                "outcome": "passed" if problem is None else problem.tag,
-                "seconds": float(case.get("time", 0)),
-                "message": "" if problem is None else problem.get("message", ""),
-            }
-        )
+    env = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONSAFEPATH": "1"} | variables
+    return finish([sys.executable, *command], os.environ | env, seconds)
+
+
+def test_files():
+    """Those with tests for a GPU: others may import packages that are not here."""
+    gpu_tests = re.compile(r"\bmark\.gpu\b|\bkernel\b")  # conftest.py marks by the fixture `kernel`
+    files = sorted((ROOT / "tests").glob("test_*.py"))
+    return [str(file.relative_to(ROOT)) for file in files if gpu_tests.search(file.read_text())]
+
+
+def run_tests(arguments, seconds):
+    """pytest's exit code and the outcome and seconds of every test that ended."""
+    outcomes = WORK / "outcomes.jsonl"
+    running = outcomes.with_suffix(".running")
+    for file in (outcomes, running):
+        file.unlink(missing_ok=True)
+    options = ["-m", "gpu", "-p", "gpu_outcomes", "--continue-on-collection-errors", *arguments]
+    command = ["-m", "pytest", *options, *test_files()]
+    status = run(*command, seconds=seconds, GPU_OUTCOMES=str(outcomes))
+    lines = outcomes.read_text().splitlines() if outcomes.exists() else []
+    tests = [json.loads(line) for line in lines]
+    if status is None:
+        test = running.read_text() if running.exists() else "before the first test"
+        message = f"was running when {max(seconds, 1):.0f} seconds were over"
+        tests.append({"test": test, "outcome": "error", "seconds": None, "message": message})
     return status, tests
+
+
+def run_timing(seconds):
+    timing = WORK / "timing.json"
+    timing.unlink(missing_ok=True)
+    status = run("bench/gpu_first_timing.py", "--out", str(timing), seconds=seconds)
+    measured = json.loads(timing.read_text()) if timing.exists() else {}
+    return {"exit_code": status, **measured}
+
+
+def write(record, folder):
+    stamp = re.sub(r"\W", "", record["date"].removesuffix("+00:00"))
+    gpu = re.sub(r"\W+", "-", record["gpu"]).lower()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"gpu-tests-{gpu}-{stamp}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
-    parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
+    parser.add_argument("--minutes", type=float, default=8, help="time for everything")
+    parser.add_argument("--commit", help="of these sources, where there is no repository")
+    parser.add_argument("pytest", nargs="*", help="options for pytest, after --")
     arguments = parser.parse_args()
+    end = time.monotonic() + 60 * arguments.minutes
 
-    versions = {name: version(name) for name in REQUIRED + OPTIONAL}
-    missing = list(what_is_missing(versions))
+    def left(reserve):
+        return end - time.monotonic() - reserve
+
+    versions = gpu_machine.versions()
+    missing = list(gpu_machine.what_is_missing(versions))
     if missing:
-        sys.exit("\n  ".join(["make gpu: missing here:", *missing]))
-    for name in (name for name in OPTIONAL if versions[name] is None):
+        sys.exit("\n  ".join(["make gpu: missing here:", *missing]) + gpu_machine.HOW_TO_CARRY)
+    for name in (name for name in gpu_machine.OPTIONAL if versions[name] is None):
         print(f"make gpu: no {name} here; what needs it is skipped or done without", flush=True)
 
-    record = facts(versions)
-    build(versions)
-    status, tests = run_tests(arguments.pytest)
-    passed = sum(test["outcome"] == "passed" for test in tests)
-    record |= {"pytest_status": status, "passed": passed, "tests": tests}
-
-    stamp = re.sub(r"\W", "", record["date"].removesuffix("+00:00"))
-    gpu = re.sub(r"\W+", "-", record["gpu"]).lower()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"gpu-tests-{gpu}-{stamp}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"make gpu: {passed} of {len(tests)} passed; record: {path}")
-    sys.exit(status or (0 if passed else "make gpu: no GPU test ran"))
+    WORK.mkdir(parents=True, exist_ok=True)
+    record = gpu_machine.facts(versions, arguments.commit) | {"built": False, "tests_passed": False}
+    try:
+        start = time.monotonic()
+        record["built"] = build(versions, record["compute_capability"], left(0) / 2) == 0
+        record["build_seconds"] = round(time.monotonic() - start, 1)
+        if record["built"]:
+            reserve = TIMING_SECONDS + RECORD_SECONDS
+            record["pytest_exit_code"], record["tests"] = run_tests(arguments.pytest, left(reserve))
+            outcomes = [test["outcome"] for test in record["tests"]]
+            record["outcomes"] = {outcome: outcomes.count(outcome) for outcome in set(outcomes)}
+            record["tests_passed"] = record["pytest_exit_code"] == 0 and "passed" in outcomes
+            record["timing"] = run_timing(left(RECORD_SECONDS))
+    finally:
+        path = write(record, arguments.out)
+        print(f"make gpu: {record.get('outcomes', 'no test ran')}; record: {path}", flush=True)
+    sys.exit(0 if record["tests_passed"] else 1)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from .reference import COMPUTE_DTYPES
 def as_numbers(value: Any) -> Any:
     """Hyperparameters may be 0-dim tensors; rules want numbers."""
     if isinstance(value, Tensor):
-        return value.item()
+        return value.item() if value.numel() == 1 else value.tolist()
     if isinstance(value, (tuple, list)):
         return tuple(as_numbers(item) for item in value)
     return value
@@ -129,7 +129,8 @@ class FusedOptimizer(Optimizer):
         def check(_: Optimizer, given: dict[str, Any]) -> None:
             self._check_state_dict(given)
             for param, saved in self._match(given):
-                step = torch.as_tensor(saved["step"], dtype=torch.float32, device="cpu")
+                # A copy: optimizers that share a state dict must not share a count.
+                step = torch.as_tensor(saved["step"], dtype=torch.float32, device="cpu").clone()
                 states = {
                     name: saved[name].to(device=param.device, dtype=COMPUTE_DTYPES[param.dtype])
                     for name in self.rule.states

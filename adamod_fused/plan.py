@@ -148,7 +148,7 @@ class Plan:
                 state[param][name] = laid_out(state[param][name], member.layout)
 
     def _make_table(self, state: State, fast: bool) -> Any:
-        table = extension.core.Table(list(self._rule.states), fast)
+        table = extension.core.Table(list(self._rule.states), len(self._requested), fast)
         for batch in self._batches:
             table.add_batch(batch.backend.chunk_size)
         for member in self._members:

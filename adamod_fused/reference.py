@@ -135,7 +135,7 @@ class AdaMod:
         exp_avg_sq = s.beta2 * exp_avg_sq + s.one_minus_beta2 * grad * grad
 
         # A tensor on top: `number / tensor` would multiply by a reciprocal, two roundings.
-        step_size = torch.full_like(exp_avg_sq, s.step_size)
+        step_size = torch.tensor(s.step_size, dtype=torch.float64, device="cpu").to(exp_avg.dtype)
         eta = step_size / (correctly_rounded_sqrt(exp_avg_sq) * s.denom_scale + s.eps)
         exp_avg_lr = s.beta3 * exp_avg_lr + s.one_minus_beta3 * eta
         bounded = torch.where(exp_avg_lr < eta, exp_avg_lr, eta)

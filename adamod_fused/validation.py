@@ -60,7 +60,7 @@ def check_param(param: Tensor, who: str) -> None:
     """Raises where ``param`` cannot be optimized at all."""
     if param.dtype.is_complex:
         raise TypeError(
-            f"{who} is complex ({param.dtype}), which AdaMod's bound is not defined for; "
+            f"{who} is complex ({param.dtype}), and a bound orders real numbers only; "
             "optimize torch.view_as_real(param) instead"
         )
     if param.dtype not in COMPUTE_DTYPES:
@@ -71,6 +71,7 @@ def check_param(param: Tensor, who: str) -> None:
         )
     if param.layout is not torch.strided:
         raise TypeError(f"{who} has layout {param.layout}; convert it with param.to_dense()")
+    check_memory(param, who)
     if torch._debug_has_internal_overlap(param) == 1:
         raise ValueError(
             f"{who} has elements that share memory (shape {tuple(param.shape)}, strides "
@@ -78,6 +79,16 @@ def check_param(param: Tensor, who: str) -> None:
         )
     if param.is_neg():
         raise ValueError(f"{who} is a lazily negated view; optimize param.resolve_neg() instead")
+
+
+def check_memory(tensor: Tensor, who: str) -> None:
+    """Raises where a tensor has elements and no memory that holds them."""
+    is_held = tensor.device.type != "meta" and is_plain(tensor)
+    if is_held and tensor.numel() > 0 and tensor.data_ptr() == 0:
+        raise ValueError(
+            f"{who} has {tensor.numel()} elements and no memory: its storage was freed "
+            "(untyped_storage().resize_(0)); give it back before the step"
+        )
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -112,6 +123,7 @@ def check_grad(param: Tensor, grad: Tensor, who: str) -> None:
             f"the gradient of {who} has shape {tuple(grad.shape)}, the parameter "
             f"{tuple(param.shape)}; set param.grad = None after changing a parameter's shape"
         )
+    check_memory(grad, f"the gradient of {who}")
 
 
 def check_states(param: Tensor, states: dict[str, Any], names: Sequence[str], who: str) -> None:
@@ -129,6 +141,7 @@ def check_states(param: Tensor, states: dict[str, Any], names: Sequence[str], wh
                 f"{name} of {who} has dtype {state.dtype} and layout {state.layout}; a parameter "
                 f"of dtype {param.dtype} has strided {COMPUTE_DTYPES[param.dtype]} states"
             )
+        check_memory(state, f"{name} of {who}")
         if torch._debug_has_internal_overlap(state) == 1:
             raise ValueError(
                 f"{name} of {who} has elements that share memory (strides {state.stride()}); "
@@ -148,6 +161,8 @@ def check_state_entries(
     param: Tensor, states: dict[str, Any], names: Sequence[str], who: str
 ) -> None:
     """Raises where an entry is missing or has another shape than the parameter."""
+    if not isinstance(states, dict):
+        raise TypeError(f"the state of {who} must be a dict, got {states!r}")
     missing = [name for name in ("step", *names) if name not in states]
     if missing:
         raise ValueError(

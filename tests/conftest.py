@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from emulation.build import build_emulated_cuda, import_extension
+
 from adamod_fused import backends
 from adamod_fused.backends import extension
 from adamod_fused.backends.cpu import CpuBackend
 from adamod_fused.backends.cuda import CudaBackend
-
-from emulation.build import build_emulated_cuda, import_extension
 
 
 def pytest_report_header() -> str:

@@ -85,7 +85,8 @@ class Snapshot:
         def add(name: str, item: object) -> None:
             if isinstance(item, Tensor):
                 values.append((name, id(item)))
-                tensors[name] = item.detach().clone()
+                if item.device.type != "meta":  # which has no values
+                    tensors[name] = item.detach().clone()
             else:
                 values.append((name, copy.deepcopy(item)))
 

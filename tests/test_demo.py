@@ -8,11 +8,10 @@ import sys
 import pytest
 import torch
 
-from adamod_fused import AdaMod, __main__, backends
-from adamod_fused import extras
+from adamod_fused import AdaMod, __main__, backends, extras
+from adamod_fused.console import PlainConsole
 from adamod_fused.demo import rates, text
 from adamod_fused.demo.compare import difference
-from adamod_fused.console import PlainConsole
 from adamod_fused.demo.settings import Settings
 
 TINY = ("--steps=12", "--width=32", "--layers=1", "--context=16", "--batch=4", "--device=cpu")

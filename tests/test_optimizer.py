@@ -111,6 +111,18 @@ def test_backend_may_differ_by_group_and_change_between_steps() -> None:
     assert_same_training(mixed, plain)
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_group_may_be_empty(place: int, backend: str) -> None:
+    params = random_params(*SHAPES)
+    groups = [{"params": params[:2]}, {"params": params[2:]}]
+    groups.insert(place, {"params": [], "lr": 0.5})
+    optimizer = AdaMod(groups, **OPTIONS, backend=backend)
+    plain = AdaMod(random_params(*SHAPES), **OPTIONS)
+    train(optimizer, range(3))
+    train(plain, range(3))
+    assert_same_training(optimizer, plain)
+
+
 def test_named_parameters_keep_their_names() -> None:
     model, twin = nn.Linear(3, 2), nn.Linear(3, 2)
     twin.load_state_dict(model.state_dict())
@@ -701,3 +713,14 @@ def test_the_example_in_the_documentation_runs() -> None:
     failed, attempted = doctest.testmod(adamod_fused.adamod)
     assert attempted >= 5
     assert failed == 0
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_groups_parameters_may_stand_in_a_tuple(backend: str) -> None:
+    params = random_params((3,), (2, 2))
+    optimizer = AdaMod(params, **OPTIONS, backend=backend)
+    optimizer.param_groups[0]["params"] = tuple(params)
+    for step in range(2):
+        set_random_grads(params, step)
+        optimizer.step()
+    assert all(optimizer.state[param]["step"] == 2 for param in params)

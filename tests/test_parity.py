@@ -6,11 +6,11 @@ from functools import cache
 
 import pytest
 import torch
-from adamod_fused import AdaMod
-from torch import Tensor
-
 from cases import CASES, DTYPES, SIZES, Case
 from helpers import assert_same_bits
+from torch import Tensor
+
+from adamod_fused import AdaMod
 
 # Ten steps: the bias corrections move, the bound and the moments leave zero, and a schedule of
 # four factors has come round twice.

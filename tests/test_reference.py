@@ -7,6 +7,7 @@ import math
 import mpmath
 import pytest
 import torch
+
 from adamod_fused import AdaMod
 from adamod_fused.reference import AdaMod as Rule
 from adamod_fused.reference import correctly_rounded_sqrt, integer_power, step_
@@ -191,6 +192,4 @@ def test_reference_serves_float64_on_its_own() -> None:
     optimizer = AdaMod([param], backend="reference", lr=0.1)
     param.grad = torch.tensor([1.0, -2.0, 0.0], dtype=torch.float64)
     optimizer.step()
-    assert all(
-        optimizer.state[param][name].dtype == torch.float64 for name in AdaMod.rule.states
-    )
+    assert all(optimizer.state[param][name].dtype == torch.float64 for name in AdaMod.rule.states)

@@ -23,9 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 STRICT = ["-std=c++17", "-O3", "-ffp-contract=off", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 
 SCALARS = (
-    "grad_sign beta1 one_minus_beta1 beta2 one_minus_beta2 beta3 one_minus_beta3 eps "
-    "step_size denom_scale update_scale param_decay"
-).split()
+    *("grad_sign", "beta1", "one_minus_beta1", "beta2", "one_minus_beta2"),
+    *("beta3", "one_minus_beta3", "eps", "step_size", "denom_scale", "update_scale"),
+    "param_decay",
+)
 
 
 @pytest.fixture(scope="module")

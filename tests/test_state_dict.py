@@ -397,3 +397,17 @@ def test_errors_name_the_parameter() -> None:
     state_dict["state"][1]["exp_avg_sq"] = torch.zeros(3)
     with pytest.raises(ValueError, match=r"parameter 1 of group 0 \('bias'\)"):
         optimizer.load_state_dict(state_dict)
+
+
+def test_optimizers_that_load_one_state_dict_count_their_own_steps() -> None:
+    source = AdaMod(random_params((3,)), **OPTIONS)
+    set_random_grads(params_of(source), 0)
+    source.step()
+    saved = source.state_dict()
+    first, second = (AdaMod(random_params((3,)), **OPTIONS) for _ in range(2))
+    for optimizer in (first, second):
+        optimizer.load_state_dict(saved)
+        set_random_grads(params_of(optimizer), 1)
+        optimizer.step()
+    steps = [next(iter(o.state.values()))["step"].item() for o in (source, first, second)]
+    assert steps == [1.0, 2.0, 2.0]

@@ -16,7 +16,7 @@ void describe_rule(py::dict& rules) {
       py::make_tuple(sizeof(typename Rule::Scalars) / sizeof(float), Rule::num_states);
 }
 
-void cpu_step(const std::string& rule, const std::string& dtype, const Table& table, int index,
+void cpu_step(const std::string& rule, const std::string& dtype, Table& table, int index,
               int threads, const std::string& instruction_set) {
   const Batch& batch = table.batch(index);
   const void* scalars = dtype == "float64" ? static_cast<const void*>(table.scalars64().data())
@@ -34,17 +34,17 @@ PYBIND11_MODULE(_C, m) {
           "rows_address",
           [](const Batch& b) { return reinterpret_cast<std::uintptr_t>(b.rows.data()); })
       .def_property_readonly("rows",
-                             [](const Batch& b) {
+                             [](Batch& b) {
                                const auto size = b.rows.size() * sizeof(Row);
-                               return py::memoryview::from_memory(
-                                   b.rows.data(), static_cast<py::ssize_t>(size));
+                               return py::memoryview::from_memory(b.rows.data(),
+                                                                  static_cast<py::ssize_t>(size));
                              })
       .def_property_readonly("num_rows", [](const Batch& b) { return b.rows.size(); })
       .def_readonly("num_chunks", &Batch::num_chunks);
 
   py::class_<Table>(m, "Table")
-      .def(py::init<const std::vector<std::string>&, bool>(), py::arg("states"),
-           py::arg("fast") = true)
+      .def(py::init<const std::vector<std::string>&, std::size_t, bool>(), py::arg("states"),
+           py::arg("num_groups"), py::arg("fast"))
       .def("add_batch", &Table::add_batch)
       .def("add_param", &Table::add_param)
       .def("trust", &Table::trust)
@@ -61,12 +61,12 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("fast", &Table::fast)
       .def_property_readonly(
           "scalars_address",
-          [](const Table& t) { return reinterpret_cast<std::uintptr_t>(t.scalars().data()); })
+          [](Table& t) { return reinterpret_cast<std::uintptr_t>(t.scalars().data()); })
       .def_property_readonly("scalars",
-                             [](const Table& t) {
+                             [](Table& t) {
                                const auto size = t.scalars().size() * sizeof(float);
-                               return py::memoryview::from_memory(
-                                   t.scalars().data(), static_cast<py::ssize_t>(size));
+                               return py::memoryview::from_memory(t.scalars().data(),
+                                                                  static_cast<py::ssize_t>(size));
                              })
       .def_property_readonly("num_scalars", &Table::num_scalars);
 

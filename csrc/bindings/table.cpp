@@ -39,14 +39,15 @@ bool same_strides(const std::vector<std::int64_t>& strides, const TensorView& vi
 
 }  // namespace
 
-Table::Table(const std::vector<std::string>& states, bool fast)
+Table::Table(const std::vector<std::string>& states, std::size_t num_groups, bool fast)
     : reader_(fast),
       trusted_types_{py::module_::import("torch").attr("Tensor")},
       entry_names_{interned("step")},
       params_key_(interned("params")),
       grad_key_(interned("grad")),
       is_neg_key_(interned("is_neg")),
-      grad_descriptor_(trusted_types_[0].attr("grad")) {
+      grad_descriptor_(trusted_types_[0].attr("grad")),
+      group_sizes_(num_groups) {
   if (states.size() > max_states) {
     throw py::value_error("a row of the table holds at most " + std::to_string(max_states) +
                           " states, got " + std::to_string(states.size()));
@@ -82,10 +83,7 @@ int Table::add_param(py::object object, int group, int batch, int state_bits,
                         grad_descriptor.is(grad_descriptor_);
   param.object = std::move(object);
   params_.push_back(std::move(param));
-  if (group_sizes_.size() <= static_cast<std::size_t>(group)) {
-    group_sizes_.resize(static_cast<std::size_t>(group) + 1);
-  }
-  ++group_sizes_[static_cast<std::size_t>(group)];
+  ++group_sizes_.at(static_cast<std::size_t>(group));
   return static_cast<int>(params_.size()) - 1;
 }
 
@@ -117,13 +115,12 @@ bool Table::refresh(const py::list& param_groups, const py::dict& state) {
     PyObject* group = PyList_GET_ITEM(param_groups.ptr(), static_cast<Py_ssize_t>(g));
     if (!PyDict_Check(group)) return false;
     PyObject* params = PyDict_GetItemWithError(group, params_key_.ptr());
-    if (params == nullptr || !PyList_Check(params)) return false;
-    const auto size = static_cast<std::size_t>(PyList_GET_SIZE(params));
+    if (params == nullptr || !(PyList_Check(params) || PyTuple_Check(params))) return false;
+    const auto size = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(params));
     if (size != group_sizes_[g]) return false;
+    PyObject** items = PySequence_Fast_ITEMS(params);
     for (std::size_t i = 0; i < size; ++i) {
-      if (PyList_GET_ITEM(params, static_cast<Py_ssize_t>(i)) != params_[next++].object.ptr()) {
-        return false;
-      }
+      if (items[i] != params_[next++].object.ptr()) return false;
     }
   }
 
@@ -134,8 +131,10 @@ bool Table::refresh(const py::list& param_groups, const py::dict& state) {
   while (PyDict_Next(state.ptr(), &position, &key, &value)) {
     if (seen == expected_state_.size()) return false;
     const auto& [expected_key, index] = expected_state_[seen++];
-    if (expected_key.ptr() != key || !PyDict_Check(value)) return false;
-    if (index >= 0) params_[static_cast<std::size_t>(index)].state = value;
+    if (expected_key.ptr() != key) return false;
+    if (index < 0) continue;  // an entry of the user's own
+    if (!PyDict_Check(value)) return false;
+    params_[static_cast<std::size_t>(index)].state = value;
   }
   if (seen != expected_state_.size()) return false;
 
@@ -211,7 +210,7 @@ bool Table::put(int index, const py::object& grad, const py::tuple& states,
 bool Table::fill(Param& param, PyObject* grad, const Entries& entries) {
   const auto same_place = [&](const TensorView& view) {
     return view.device_type == param.device_type && view.device_id == param.device_id &&
-           same_shape(param.shape, view);
+           same_shape(param.shape, view) && (view.data != nullptr || param.numel == 0);
   };
   const auto same_dtype = [&](const TensorView& view) {
     return view.dtype_code == param.dtype_code && view.dtype_bits == param.dtype_bits;
@@ -229,15 +228,16 @@ bool Table::fill(Param& param, PyObject* grad, const Entries& entries) {
 
   // Some subclasses of torch.Tensor keep their elements elsewhere.
   const bool is_trusted =
-      std::any_of(trusted_types_.begin(), trusted_types_.end(),
-                  [&](const py::type& type) { return type.ptr() == reinterpret_cast<PyObject*>(Py_TYPE(grad)); });
+      std::any_of(trusted_types_.begin(), trusted_types_.end(), [&](const py::type& type) {
+        return type.ptr() == reinterpret_cast<PyObject*>(Py_TYPE(grad));
+      });
   if (!is_trusted) return false;
   if (!reader_.read(grad, view) || !same_place(view) || !same_dtype(view)) return false;
   row.grad = view.data;
   param.is_staged |= !same_strides(param.layout, view, param.numel);
+  // Autograd leaves a lazily negated gradient (the imaginary part of a conjugate) only where its
+  // stride of two does not show: in a tensor of one element.
   if (param.numel == 1) {
-    // Autograd leaves a lazily negated gradient (the imaginary part of a conjugate) only where its
-    // stride of two does not show: in a tensor of one element.
     const auto is_neg = py::reinterpret_steal<py::object>(
         PyObject_CallMethodObjArgs(grad, is_neg_key_.ptr(), nullptr));
     if (!is_neg) throw py::error_already_set();
@@ -245,16 +245,15 @@ bool Table::fill(Param& param, PyObject* grad, const Entries& entries) {
   }
 
   for (std::size_t i = 0; i + 1 < entry_names_.size(); ++i) {
-    if (!reader_.read(entries[i + 1], view) || !same_place(view) ||
-        view.dtype_code != floating || view.dtype_bits != param.state_bits ||
-        !same_strides(param.layout, view, param.numel)) {
+    if (!reader_.read(entries[i + 1], view) || !same_place(view) || view.dtype_code != floating ||
+        view.dtype_bits != param.state_bits || !same_strides(param.layout, view, param.numel)) {
       return false;
     }
     row.state[i] = view.data;
   }
 
-  if (!reader_.read(entries[0], view) || view.device_type != on_cpu || view.dtype_code != floating ||
-      view.dtype_bits != 32 || view.ndim != 0) {
+  if (!reader_.read(entries[0], view) || view.device_type != on_cpu ||
+      view.dtype_code != floating || view.dtype_bits != 32 || view.ndim != 0) {
     return false;
   }
   param.step = reinterpret_cast<float*>(view.data);
@@ -273,8 +272,7 @@ std::int64_t Table::scalars_row(int group, std::int64_t step) {
   const std::pair<int, std::int64_t> pair{group, step};
   // Parameters of one group stand together and mostly share their step count.
   if (!due_.empty() && due_.back() == pair) return static_cast<std::int64_t>(due_.size()) - 1;
-  const auto [entry, is_new] =
-      scalars_rows_.emplace(pair, static_cast<std::int64_t>(due_.size()));
+  const auto [entry, is_new] = scalars_rows_.emplace(pair, static_cast<std::int64_t>(due_.size()));
   if (is_new) due_.push_back(pair);
   return entry->second;
 }

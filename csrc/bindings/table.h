@@ -33,8 +33,9 @@ struct Batch {
 
 class Table {
  public:
-  // `states`: the names of a rule's states. `fast`: see TensorReader.
-  Table(const std::vector<std::string>& states, bool fast);
+  // `states`: the names of a rule's states. `num_groups`: of the optimizer's param groups, empty
+  // ones too. `fast`: see TensorReader.
+  Table(const std::vector<std::string>& states, std::size_t num_groups, bool fast);
 
   // Adds an empty batch and returns its index.
   int add_batch(std::int64_t chunk_size);
@@ -72,9 +73,9 @@ class Table {
   py::list advance();
 
   bool fast() const { return reader_.fast(); }
-  const Batch& batch(int index) const { return batches_.at(static_cast<std::size_t>(index)); }
-  const std::vector<float>& scalars() const { return scalars_; }
-  const std::vector<double>& scalars64() const { return scalars64_; }
+  Batch& batch(int index) { return batches_.at(static_cast<std::size_t>(index)); }
+  std::vector<float>& scalars() { return scalars_; }
+  std::vector<double>& scalars64() { return scalars64_; }
   std::int64_t num_scalars() const { return static_cast<std::int64_t>(due_.size()); }
 
  private:
@@ -94,7 +95,7 @@ class Table {
   };
 
   // The tensors of a parameter's state, borrowed, in the order of entry_names_.
-  using Entries = PyObject* [1 + max_states];
+  using Entries = PyObject * [1 + max_states];
 
   py::object grad_of(const Param& param) const;
   bool find_entries(PyObject* state, Entries& entries) const;

@@ -24,7 +24,8 @@ void copy_integers(const py::tuple& from, std::vector<std::int64_t>& to) {
 
 TensorReader::TensorReader(bool fast) {
   const py::module_ torch = py::module_::import("torch");
-  if (fast) exchange_ = find_exchange(torch.attr("Tensor"));
+  tensor_type_ = torch.attr("Tensor");
+  if (fast) exchange_ = find_exchange();
 
   constexpr int floating = 2, bfloat = 4;
   dtypes_[torch.attr("float16")] = py::make_tuple(floating, 16);
@@ -36,9 +37,9 @@ TensorReader::TensorReader(bool fast) {
   strided_ = torch.attr("strided");
 }
 
-TensorReader::Exchange TensorReader::find_exchange(const py::object& tensor_type) {
-  if (!py::hasattr(tensor_type, "__dlpack_c_exchange_api__")) return nullptr;
-  const py::object capsule = tensor_type.attr("__dlpack_c_exchange_api__");
+TensorReader::Exchange TensorReader::find_exchange() const {
+  if (!py::hasattr(tensor_type_, "__dlpack_c_exchange_api__")) return nullptr;
+  const py::object capsule = tensor_type_.attr("__dlpack_c_exchange_api__");
   void* pointer = PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api");
   if (pointer == nullptr) throw py::error_already_set();
   const auto* api = static_cast<const ExchangeAPI*>(pointer);

@@ -32,8 +32,12 @@ class TensorReader {
 
   bool fast() const { return exchange_ != nullptr; }
 
-  // False where the tensor has no plain memory on a device that DLPack names (sparse, meta, ...).
+  // False where `tensor` is none, or has no plain memory on a device that DLPack names (sparse,
+  // meta, ...).
   bool read(PyObject* tensor, TensorView& view) {
+    if (!PyObject_TypeCheck(tensor, reinterpret_cast<PyTypeObject*>(tensor_type_.ptr()))) {
+      return false;
+    }
     if (exchange_ == nullptr) return read_by_methods(tensor, view);
     if (exchange_(tensor, &view) != 0) {
       PyErr_Clear();  // the caller learns it from the result
@@ -45,10 +49,11 @@ class TensorReader {
 
  private:
   using Exchange = int (*)(void* py_object, TensorView* out);
-  static Exchange find_exchange(const py::object& tensor_type);
+  Exchange find_exchange() const;
 
   bool read_by_methods(PyObject* tensor, TensorView& view);
 
+  py::object tensor_type_;  // torch.Tensor
   Exchange exchange_ = nullptr;
   py::dict dtypes_;        // torch.dtype -> (DLPack code, bits)
   py::dict device_types_;  // torch.device.type -> DLPack code

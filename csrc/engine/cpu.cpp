@@ -8,7 +8,7 @@
 
 #include "../rules/all.h"
 #include "storage.h"
-#include "thread_pool.h"
+#include "threads.h"
 
 namespace cpu {
 namespace {
@@ -19,12 +19,17 @@ struct Batch {
   const void* scalars;
 };
 
-// Elements that a thread claims at a time: about a megabyte of streams, enough to hide the claim
-// and small enough that a thread that is held up leaves little for the others to wait for.
-constexpr std::int64_t claim_size = 1 << 15;
+// Below so many elements a second thread takes longer to wake than to do its share.
+constexpr std::int64_t least_per_thread = 1 << 16;
+
+// Elements that a thread claims at a time: several claims a thread, so that one that is held up
+// leaves little for the others to wait for; yet long ones, since memory likes long runs.
+std::int64_t claim_size_for(std::int64_t total, int threads) {
+  return std::clamp<std::int64_t>(total / (8 * threads), 1 << 15, 1 << 20);
+}
 
 template <class Rule, class Format, std::size_t... I>
-HOST_DEVICE void update_tensor(const Row& row, const typename Rule::Scalars& scalars,
+HOST_DEVICE void update_tensor(const Row& row, const typename Rule::Scalars scalars,
                                std::int64_t begin, std::int64_t end, std::index_sequence<I...>) {
   using Compute = typename Format::compute;
   auto* param = static_cast<typename Format::storage*>(row.param);
@@ -130,7 +135,8 @@ void step(const std::string& rule, const std::string& dtype, const Row* rows, st
   const Batch batch{rows, num_rows, scalars};
   const Row& last = rows[num_rows - 1];
   const std::int64_t total = last.first_chunk + last.numel;
-  const std::int64_t claims = (total + claim_size - 1) / claim_size;
+  threads = static_cast<int>(std::clamp<std::int64_t>(total / least_per_thread, 1, threads));
+  const std::int64_t claim_size = claim_size_for(total, threads);
   std::atomic<std::int64_t> next_claim{0};
   const auto task = [&] {
     for (;;) {
@@ -142,7 +148,7 @@ void step(const std::string& rule, const std::string& dtype, const Row* rows, st
       span(batch, row - 1, begin, std::min(begin + claim_size, total));
     }
   };
-  run_on_threads(static_cast<int>(std::min<std::int64_t>(threads, claims)), task);
+  run_on_threads(threads, task);
 }
 
 }  // namespace cpu

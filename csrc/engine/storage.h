@@ -87,8 +87,8 @@ struct Float16 {
     const std::uint32_t subnormal =
         bit_cast<std::uint32_t>(bit_cast<float>(magnitude) + 0.5f) - bit_cast<std::uint32_t>(0.5f);
     std::uint32_t half = magnitude < (113u << 23) ? subnormal : normal;
-    half = magnitude >= (143u << 23) ? 0x7c00u : half;    // 2^16 and above, inf with it
-    half = magnitude > 0x7f800000u ? 0x7e00u : half;      // NaN
+    half = magnitude >= (143u << 23) ? 0x7c00u : half;  // 2^16 and above, inf with it
+    half = magnitude > 0x7f800000u ? 0x7e00u : half;    // NaN
     return static_cast<std::uint16_t>(half | sign);
 #endif
   }

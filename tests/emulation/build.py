@@ -9,8 +9,6 @@ import sysconfig
 from pathlib import Path
 from types import ModuleType
 
-import pybind11
-
 EMULATION = Path(__file__).resolve().parent
 CSRC = EMULATION.parents[1] / "csrc"
 
@@ -28,6 +26,8 @@ def build_emulated_cuda(out_dir: Path, sanitize: bool = ASAN_IS_LOADED) -> Path:
     With ``sanitize``, a process that imports it has to preload libasan, and libstdc++ after it, or
     libasan finds no ``__cxa_throw`` to pass exceptions on to.
     """
+    import pybind11  # here, so that machines without it can still import this file
+
     module = out_dir / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     includes = [EMULATION, pybind11.get_include(), sysconfig.get_path("include")]
     command = [

@@ -11,7 +11,8 @@ template <typename T>
 int run() {
   constexpr std::size_t num_scalars = sizeof(typename AdaMod<T>::Scalars) / sizeof(T);
   std::vector<T> numbers;
-  for (std::string word; std::cin >> word;) numbers.push_back(static_cast<T>(std::strtod(word.c_str(), nullptr)));
+  for (std::string word; std::cin >> word;)
+    numbers.push_back(static_cast<T>(std::strtod(word.c_str(), nullptr)));
   for (std::size_t i = 0; i + num_scalars + 5 <= numbers.size(); i += num_scalars + 5) {
     const T* n = numbers.data() + i;
     const typename AdaMod<T>::Scalars s{n[0], n[1], n[2], n[3], n[4],  n[5],

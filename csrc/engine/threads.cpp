@@ -1,5 +1,6 @@
-#include "thread_pool.h"
+#include "threads.h"
 
+#include <dlfcn.h>
 #include <unistd.h>
 
 #include <condition_variable>
@@ -9,9 +10,20 @@
 
 namespace {
 
+using Task = std::function<void()>;
+
+// The entry point of libgomp, which LLVM's and Intel's runtimes have too: runs `function(data)` on
+// each thread of a team. Looked up, not linked: the one that counts is torch's, whatever its file.
+using GompParallel = void (*)(void (*function)(void*), void* data, unsigned threads,
+                              unsigned flags);
+
+GompParallel find_openmp() {
+  return reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+}
+
 class ThreadPool {
  public:
-  void run(int threads, const std::function<void()>& task) {
+  void run(int threads, const Task& task) {
     const std::lock_guard<std::mutex> turn(turn_);
     const int helpers = threads - 1;
     while (size_ < helpers) std::thread(&ThreadPool::work, this, size_++).detach();
@@ -45,13 +57,15 @@ class ThreadPool {
   std::mutex turn_;   // one caller at a time
   std::mutex mutex_;  // guards all below
   std::condition_variable wake_, done_;
-  const std::function<void()>* task_ = nullptr;
+  const Task* task_ = nullptr;
   int size_ = 0, helpers_ = 0, running_ = 0;
   std::uint64_t round_ = 0;
 };
 
-// A forked child inherits the pool without its threads, so it gets a pool of its own. Pools are
-// never destroyed: their sleeping threads must not outlive the memory that they wait on.
+// A forked child has the memory of a pool or of OpenMP's team, and none of their threads.
+const pid_t loading_process = getpid();
+
+// Pools are never destroyed: their sleeping threads must not outlive the memory that they wait on.
 ThreadPool& pool_of_this_process() {
   static std::mutex mutex;
   static ThreadPool* pool = nullptr;
@@ -66,9 +80,13 @@ ThreadPool& pool_of_this_process() {
 
 }  // namespace
 
-void run_on_threads(int threads, const std::function<void()>& task) {
+void run_on_threads(int threads, const Task& task) {
+  static const GompParallel openmp = find_openmp();
   if (threads <= 1) {
     task();
+  } else if (openmp != nullptr && getpid() == loading_process) {
+    openmp([](void* data) { (*static_cast<const Task*>(data))(); }, const_cast<Task*>(&task),
+           static_cast<unsigned>(threads), 0);
   } else {
     pool_of_this_process().run(threads, task);
   }

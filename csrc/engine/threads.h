@@ -1,0 +1,11 @@
+// Threads for the CPU engine: those of the OpenMP runtime that torch brought, or else its own.
+//
+// Sharing matters: an OpenMP thread spins for milliseconds after its work, waiting for more. On two
+// cores a pool beside it lost a fifth of its speed right after an operator of torch's had run.
+#pragma once
+
+#include <functional>
+
+// Runs `task` on `threads` threads at once, the caller among them, and returns when all are done.
+// Calls from several threads are safe, and so are calls after a fork. `task` must not throw.
+void run_on_threads(int threads, const std::function<void()>& task);

@@ -1,0 +1,52 @@
+"""What compute-sanitizer watches: steps of both GPU backends, or on request one planted error.
+
+Run with PYTORCH_NO_CUDA_MEMORY_CACHING=1, so that no tensor has room beyond its last element.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+
+import torch
+from cases import DTYPES, SIZES
+from twins import GPU, Twins, tensors
+
+from adamod_fused.backends import extension
+from adamod_fused.reference import AdaMod
+
+
+def steps() -> None:
+    """Awkward sizes at all alignments, in tables by value and by address."""
+    offsets = [lambda tensor, i=i: tensor[i:] for i in range(3)]
+    for backend in ("cuda", "triton") if find_spec("triton") else ("cuda",):
+        for dtype in DTYPES:
+            values = tensors([size + 2 for size in SIZES], dtype, seed=1)
+            twins = Twins(backend, values, layouts=offsets)
+            twins.step(2)
+            twins.check(f"on {backend}")
+        twins = Twins(backend, tensors([5] * 700, torch.float32, seed=2))
+        twins.step(2)
+        twins.check(f"on {backend}, many")
+
+
+def faulty_step(fault: str) -> None:
+    """A launch on a row that claims one element too many, or on a gradient never written."""
+    make = torch.empty if fault == "uninitialized" else torch.zeros
+    streams = [make(1000, device=GPU), make(1000, device=GPU)]
+    streams += [torch.zeros(1000, device=GPU) for _ in AdaMod.states]
+    numel = 1001 if fault == "overrun" else 1000
+    rows = torch.tensor([[*(stream.data_ptr() for stream in streams), numel, 0, 0]])
+    scalars = torch.ones(1, len(AdaMod.Scalars._fields))
+    addresses = (rows.data_ptr(), 1, scalars.data_ptr(), 1)
+    stream = torch.cuda.current_stream().cuda_stream
+    extension.cuda.step(AdaMod.name, "float32", *addresses, 1, GPU.index, stream)
+    torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    for fault in sys.argv[1:]:
+        faulty_step(fault)
+    if not sys.argv[1:]:
+        steps()
+        print("all steps done")

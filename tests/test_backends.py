@@ -1,0 +1,123 @@
+"""Which backend serves what, what the others say, and that all know the same rules."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from adamod_fused import AdaMod, backends, reference
+from adamod_fused.backends import extension
+from adamod_fused.backends.base import Status
+from adamod_fused.backends.cuda import CudaBackend
+
+ROOT = Path(__file__).resolve().parents[1]
+RULES = {reference.AdaMod.name: reference.AdaMod}
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+
+
+def step_once(param: torch.Tensor, **options) -> None:
+    param.grad = torch.ones_like(param)
+    AdaMod([param], lr=0.1, **options).step()
+
+
+def test_available_names_every_backend() -> None:
+    status = backends.available()
+    assert set(status) == set(backends.NAMES) == {"reference", "cpu", "cuda", "triton"}
+    assert status["reference"].available
+    assert status["cpu"].available
+    for name, entry in status.items():
+        assert entry.available or (entry.reason and entry.remedy), name
+
+
+def test_none_takes_the_cpu_engine_for_tensors_on_the_cpu() -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        assert backends.choose(None, torch.zeros(1, dtype=dtype)).name == "cpu"
+
+
+@no_gpu
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_a_name_that_does_not_work_here_raises_with_the_remedy(name: str) -> None:
+    with pytest.raises(RuntimeError, match=rf"{name}.*does not work here: .+ Remedy: .+"):
+        step_once(torch.zeros(2), backend=name)
+
+
+def test_a_name_that_cannot_serve_the_tensor_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CudaBackend, "status", lambda self: Status(True))
+    with pytest.raises(ValueError, match=r"'cuda' cannot serve a torch\.float32 tensor on cpu"):
+        step_once(torch.zeros(2), backend="cuda")
+
+
+def test_falling_back_to_the_reference_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_warned", set())
+    missing = Status(False, "not built", "build it")
+    monkeypatch.setattr(extension, "core_status", missing)
+    with pytest.warns(UserWarning, match=r"slow pure-PyTorch.*cpu: not built; build it"):
+        step_once(torch.zeros(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step_once(torch.zeros(3))
+        step_once(torch.zeros(2), backend="reference")
+
+
+def test_without_the_compiled_part_the_reference_still_serves() -> None:
+    """In a process of its own, where the extension modules cannot be imported."""
+    script = """
+import sys, warnings
+sys.modules["adamod_fused._C"] = sys.modules["adamod_fused._cuda"] = None
+warnings.simplefilter("ignore")
+import torch
+from adamod_fused import AdaMod, backends
+assert not any(s.available for n, s in backends.available().items() if n != "reference")
+params = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))]
+optimizer = AdaMod(params, lr=0.1)
+for missing in (0, 1, None):
+    for i, p in enumerate(params):
+        p.grad = None if i == missing else torch.ones_like(p)
+    optimizer.step()
+assert [float(optimizer.state[p]["step"]) for p in params] == [2.0, 2.0]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+def test_importing_the_package_does_not_import_triton() -> None:
+    script = "import sys, adamod_fused; assert 'triton' not in sys.modules"
+    # torch itself may import triton: only what we add counts.
+    baseline = "import sys, torch; assert 'triton' not in sys.modules"
+    if subprocess.run([sys.executable, "-c", baseline], cwd=ROOT, check=False).returncode:
+        pytest.skip("this torch imports triton by itself")
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+def test_a_part_that_was_not_built_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, status = extension._load("_not_built", "build it")
+    assert module is None
+    assert status == Status(False, status.reason, "build it")
+    assert "_not_built" in status.reason
+    monkeypatch.setattr(extension, "cuda_status", status)
+    assert CudaBackend(module=None).status() == status
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_csrc_and_python_agree_on_a_rules_scalars_and_states(rule) -> None:
+    scalars, states = extension.core.rules[rule.name]
+    assert (scalars, states) == (len(rule.Scalars._fields), len(rule.states))
+    header = (ROOT / "csrc" / "rules" / f"{rule.name}.h").read_text()
+    body = re.search(r"struct Scalars \{(.*?)\n  \};", header, re.DOTALL)[1]
+    declared = re.findall(r"\bT ([\w, ]+);", re.sub(r"//.*", "", body))
+    names = [name.strip() for line in declared for name in line.split(",")]
+    assert tuple(names) == rule.Scalars._fields
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_triton_reads_a_rules_scalars_in_their_order(rule) -> None:
+    source = (ROOT / "triton_kernels" / "rules.py").read_text()
+    function = re.search(rf"def {rule.name}\(.*?\n    return", source, re.DOTALL)[0]
+    loads = re.findall(r"(\w+) = tl\.load\(\w+ \+ (\d+)\)", function)
+    assert loads == [(name, str(i)) for i, name in enumerate(rule.Scalars._fields)]

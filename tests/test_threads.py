@@ -1,0 +1,81 @@
+"""The CPU engine on several threads: torch's OpenMP runtime, its own pool, and after a fork."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import assert_same_bits
+
+from adamod_fused import AdaMod
+
+ROOT = Path(__file__).resolve().parents[1]
+NUMEL = 300_001  # enough for four threads
+
+
+def stepped(backend: str, threads: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    param = torch.nn.Parameter(torch.randn(NUMEL, generator=generator))
+    optimizer = AdaMod([param], lr=1e-2, weight_decay=0.1, beta3=0.9, backend=backend)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for _ in range(3):
+            param.grad = torch.randn(NUMEL, generator=generator)
+            optimizer.step()
+    finally:
+        torch.set_num_threads(before)
+    return param.detach()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_the_number_of_threads_does_not_change_a_bit(threads: int) -> None:
+    assert_same_bits(stepped("cpu", threads), stepped("reference", 1))
+
+
+def test_optimizers_in_several_threads_at_once() -> None:
+    results: dict[int, torch.Tensor] = {}
+
+    def run(seed: int) -> None:
+        results[seed] = stepped("cpu", 2, seed)
+
+    workers = [threading.Thread(target=run, args=(seed,)) for seed in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for seed in range(4):
+        assert_same_bits(results[seed], stepped("reference", 1, seed), f"seed {seed}")
+
+
+# In the child torch's own parallel operators would wait for ever for threads that are not there,
+# so all tensors are made before the fork and compared as bytes.
+FORK = """
+import os, torch
+from adamod_fused import AdaMod
+torch.set_num_threads(2)
+start, grad = torch.randn(300_001), torch.randn(300_001)
+params = [torch.nn.Parameter(start.clone()) for _ in range(3)]
+optimizers = [AdaMod([p], lr=1e-2, weight_decay=0.1) for p in params]
+for p in params:
+    p.grad = grad
+optimizers[0].step()  # starts a team of threads, which the child will not have
+pid = os.fork()
+if pid == 0:
+    optimizers[1].step()
+    optimizers[2].step()
+    wanted = params[0].detach().numpy().tobytes()
+    same = [p.detach().numpy().tobytes() == wanted for p in params]
+    os._exit(0 if all(same) else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+optimizers[1].step()
+assert torch.equal(params[0], params[1])
+"""
+
+
+def test_a_forked_child_steps_on_threads_of_its_own() -> None:
+    subprocess.run([sys.executable, "-c", FORK], cwd=ROOT, check=True, timeout=60)
