@@ -121,7 +121,8 @@ class BuildWithNinja(build_ext):
             compilers = {s: "nvcc" if s.endswith(".cu") else "cxx" for s in extension.sources}
             lines += [f"build {folder}/{s}.o: {compiler} {s}" for s, compiler in compilers.items()]
             objects = " ".join(f"{folder}/{s}.o" for s in extension.sources)
-            lines.append(f"build {module}: link_{max(compilers.values())} {objects}")
+            linker = "nvcc" if "nvcc" in compilers.values() else "cxx"
+            lines.append(f"build {module}: link_{linker} {objects}")
         Path(folder, "build.ninja").write_text("\n".join(lines) + "\n")
 
         if subprocess.run([find_ninja(), "-f", f"{folder}/build.ninja"]).returncode:

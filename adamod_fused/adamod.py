@@ -18,7 +18,10 @@ def check_hyperparameters(values: dict[str, Any]) -> None:
     check_range("lr", values["lr"], 0.0)
     betas = values["betas"]
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise ValueError(f"betas must be two numbers, (beta1, beta2), got {betas!r}")
+        raise ValueError(
+            f"betas must be two numbers, (beta1, beta2), got {betas!r}; beta3 is an argument of "
+            "its own"
+        )
     check_range("beta1", betas[0], 0.0, 1.0)
     check_range("beta2", betas[1], 0.0, 1.0)
     check_range("beta3", values["beta3"], 0.0, 1.0)
@@ -74,7 +77,7 @@ class AdaMod(FusedOptimizer):
         TypeError: a hyperparameter, parameter or gradient of a type or dtype that is not served.
         ValueError: a hyperparameter out of its range; a gradient or state that does not fit its
             parameter; a state dict that does not fit the optimizer.
-        RuntimeError: a backend asked for by name that does not work here.
+        RuntimeError: a backend asked for by name that does not work here; a sparse gradient.
         All are raised before any parameter or state has changed.
 
     Example:

@@ -34,6 +34,9 @@ def adamod(
 ) -> None:
     """One AdaMod step in place on lists of tensors; :class:`adamod_fused.AdaMod` says the rule.
 
+    Every call checks all tensors anew, which costs more host time than the class, whose table of
+    tensors lives between steps.
+
     Args:
         params: parameters, float32, bfloat16, float16 or float64; any shapes, layouts, devices.
         grads: gradients, each of its parameter's shape, dtype and device. Read only.

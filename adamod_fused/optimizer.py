@@ -93,7 +93,8 @@ class FusedOptimizer(Optimizer):
 
         Raises:
             TypeError, ValueError, RuntimeError: something cannot be stepped; no parameter and no
-                state has changed.
+                state has changed. An error of the device itself (CUDA's, or out of memory) may
+                come when parameters on another device or of another dtype are already stepped.
         """
         loss = None
         if closure is not None:
@@ -120,6 +121,9 @@ class FusedOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict, each state in the dtype that it has here; ``backend`` stays.
 
+        As in torch, a tensor that has this dtype and device already is taken over, not copied:
+        load a deep copy where two optimizers are to go on from one state dict.
+
         Raises:
             TypeError, ValueError: the state dict does not fit; the optimizer is unchanged.
         """
@@ -129,13 +133,13 @@ class FusedOptimizer(Optimizer):
         def check(_: Optimizer, given: dict[str, Any]) -> None:
             self._check_state_dict(given)
             for param, saved in self._match(given):
-                # A copy: optimizers that share a state dict must not share a count.
-                step = torch.as_tensor(saved["step"], dtype=torch.float32, device="cpu").clone()
+                step = torch.as_tensor(saved["step"], dtype=torch.float32, device="cpu")
                 states = {
                     name: saved[name].to(device=param.device, dtype=COMPUTE_DTYPES[param.dtype])
                     for name in self.rule.states
                 }
-                loaded.append((param, {"step": step.reshape(()), **states}))
+                step = step.reshape(()) if step.ndim else step
+                loaded.append((param, {"step": step, **states}))
 
         def restore(_: Optimizer) -> None:
             # torch cast the states to their parameter's dtype: these are from the source.

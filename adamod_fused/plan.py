@@ -9,7 +9,7 @@ gradients' addresses. It is a cache: all in it can be made again from ``param_gr
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +58,8 @@ DORMANT = -2  # neither gradient nor state so far
 
 def dense_strides(tensor: Tensor) -> tuple[int, ...]:
     """Strides without gaps in ``tensor``'s order of dimensions: its own where it has no gaps."""
+    if tensor.is_contiguous():
+        return tensor.stride()
     return torch.empty_like(tensor, device="meta").stride()
 
 
@@ -98,12 +100,14 @@ class Plan:
         self._grad_of = grad_of
         self._requested = [group["backend"] for group in groups]
         self._batches: list[Batch] = []
+        self._chosen: dict[Any, Backend | None] = {}
         validation.check_distinct(groups)
         self._members = [
             self._admit(param, group_index, validation.label(group_index, i, group), group, state)
             for group_index, group in enumerate(groups)
             for i, param in enumerate(group["params"])
         ]
+        validation.check_disjoint(self._written(state))
         self._by_reference = [m for m in self._members if m.batch == BY_REFERENCE]
         self._due_by_reference: list[ReferenceStep] = []
         for member in self._members:
@@ -118,13 +122,20 @@ class Plan:
         if self._grad_of(param) is None and not state.get(param):
             return Member(param, group_index, label, DORMANT, ())
         self._check(param, label, state)
-        backend = choose(group["backend"], param)
+        backend = self._choose(group["backend"], param)
         if backend is None:
             return Member(param, group_index, label, BY_REFERENCE, ())
         batch = Batch(backend, param.device, param.dtype)
         if batch not in self._batches:
             self._batches.append(batch)
         return Member(param, group_index, label, self._batches.index(batch), dense_strides(param))
+
+    def _choose(self, name: str | None, param: Tensor) -> Backend | None:
+        """As ``backends.choose``, asked once for all parameters of a kind."""
+        kind = (name, type(param), param.device, param.dtype)
+        if kind not in self._chosen:
+            self._chosen[kind] = choose(name, param)
+        return self._chosen[kind]
 
     def _check(self, param: Tensor, label: str, state: State) -> None:
         validation.check_param(param, label)
@@ -133,6 +144,16 @@ class Plan:
             validation.check_grad(param, grad, label)
         if state.get(param):  # reading `optimizer.state[param]` leaves an empty entry behind
             validation.check_states(param, state[param], self._rule.states, label)
+
+    def _written(self, state: State) -> Iterator[tuple[Tensor, str]]:
+        """The dense tensors that a step writes and that exist already, and their names."""
+        for param, _, label, batch, layout in self._members:
+            if batch == DORMANT or not validation.is_plain(param) or param.is_meta:
+                continue
+            if param.stride() == (layout or dense_strides(param)):
+                yield param, label
+            for name in ("step", *self._rule.states) if state.get(param) else ():
+                yield state[param][name], f"{name} of {label}"
 
     def _complete_state(self, member: Member, state: State) -> None:
         param = member.param
@@ -206,36 +227,34 @@ class Plan:
 
     def run(self, hyperparameters: Sequence[dict[str, Any]]) -> None:
         """Steps all that ``refresh`` or ``load`` took down, one dict of hyperparameters a group."""
-        stepped = self._run_kernels(hyperparameters) if self._table is not None else []
-        stepped += self._run_reference(hyperparameters)
-        # Kernels write through addresses: autograd learns here that the parameters changed.
-        torch.autograd.graph.increment_version(stepped)
+        if self._table is not None:
+            self._run_kernels(hyperparameters)
+        self._run_reference(hyperparameters)
 
-    def _run_kernels(self, hyperparameters: Sequence[dict[str, Any]]) -> list[Tensor]:
+    def _run_kernels(self, hyperparameters: Sequence[dict[str, Any]]) -> None:
         table = self._table
         table.set_scalars([self._rule.prepare(t, **hyperparameters[g]) for g, t in table.due()])
-        copies = [self._stage(index) for index in table.staged()]
+        staged = [self._stage(index) for index in table.staged()]
         for index, (backend, device, dtype) in enumerate(self._batches):
             if table.batch(index).num_chunks:
                 backend.run(self._rule.name, table, index, device, dtype)
-        for param, copy, _ in copies:
-            if copy is not param:
-                param.copy_(copy)
-        stepped: list[Tensor] = table.advance()
-        return stepped
+            # Kernels write through addresses: autograd learns here that the parameters changed.
+            torch.autograd.graph.increment_version(table.advance(index))
+            for member, copy, _ in staged:
+                if member.batch == index and copy is not member.param:
+                    member.param.copy_(copy)
 
-    def _stage(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _stage(self, index: int) -> tuple[Member, Tensor, Tensor]:
         """Puts a parameter or gradient that does not lie as the states do through a copy."""
-        param, *_, layout = self._members[index]
-        grad = self._grad_of(param)
-        assert grad is not None, "only parameters with a gradient are taken down"
-        param_copy, grad_copy = laid_out(param, layout), laid_out(grad, layout)
-        self._table.stage(index, param_copy.data_ptr(), grad_copy.data_ptr())
-        return param, param_copy, grad_copy
+        member = self._members[index]
+        param = laid_out(member.param, member.layout)
+        grad = laid_out(self._table.grad(index), member.layout)
+        self._table.stage(index, param.data_ptr(), grad.data_ptr())
+        return member, param, grad
 
-    def _run_reference(self, hyperparameters: Sequence[dict[str, Any]]) -> list[Tensor]:
-        for group, param, grad, states in self._due_by_reference:
+    def _run_reference(self, hyperparameters: Sequence[dict[str, Any]]) -> None:
+        due, self._due_by_reference = self._due_by_reference, []  # holds gradients
+        for group, param, grad, states in due:
             scalars = self._rule.prepare(int(states["step"]) + 1, **hyperparameters[group])
             step_(self._rule, scalars, param, grad, [states[name] for name in self._rule.states])
             states["step"] += 1
-        return [due.param for due in self._due_by_reference]

@@ -5,8 +5,9 @@ Each check names the tensor, the value and the remedy, and changes nothing.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -56,11 +57,26 @@ def check_distinct(groups: Sequence[dict[str, Any]]) -> None:
             seen[param] = who
 
 
+def check_disjoint(written: Iterable[tuple[Tensor, str]]) -> None:
+    """Raises where two dense tensors that a step writes share memory: threads would race."""
+    spans = sorted(
+        (str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes, who)
+        for tensor, who in written
+        if tensor.numel() > 0
+    )
+    for (device, _, end, who), (next_device, start, _, next_who) in itertools.pairwise(spans):
+        if device == next_device and start < end:
+            raise ValueError(
+                f"{who} and {next_who} share memory; give each its own, or tie parameters by "
+                "using the same Parameter in both places"
+            )
+
+
 def check_param(param: Tensor, who: str) -> None:
     """Raises where ``param`` cannot be optimized at all."""
     if param.dtype.is_complex:
         raise TypeError(
-            f"{who} is complex ({param.dtype}), and a bound orders real numbers only; "
+            f"{who} is complex ({param.dtype}), which is not served; "
             "optimize torch.view_as_real(param) instead"
         )
     if param.dtype not in COMPUTE_DTYPES:

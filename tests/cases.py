@@ -15,6 +15,13 @@ class Case(NamedTuple):
     lr_schedule: tuple[float, ...] = ()  # factors of lr, repeated from step to step
 
 
+# Three groups that differ in everything, none of them the defaults.
+GROUPS: tuple[dict[str, Any], ...] = (
+    {"lr": 1e-2, "weight_decay": 0.1, "beta3": 0.99},
+    {"lr": 2e-3, "betas": (0.5, 0.99), "beta3": 0.9, "variant": "released"},
+    {"lr": 5e-4, "eps": 1e-3, "maximize": True, "beta3": 0.9999},
+)
+
 CASES = (
     Case("weight decay, both bounds at work", ({"lr": 3e-3, "weight_decay": 0.1, "beta3": 0.99},)),
     Case("no bound", ({"lr": 1e-2, "betas": (0.8, 0.95), "beta3": 0.0, "eps": 1e-6},)),
@@ -33,11 +40,7 @@ CASES = (
     ),
     Case(
         "groups that differ in everything",
-        (
-            {"lr": 1e-2, "weight_decay": 0.1},
-            {"lr": 2e-3, "betas": (0.5, 0.99), "beta3": 0.9, "variant": "released"},
-            {"lr": 5e-4, "eps": 1e-3, "maximize": True, "beta3": 0.9999},
-        ),
+        GROUPS,
         (1.0, 0.5),
     ),
 )

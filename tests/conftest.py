@@ -1,7 +1,8 @@
-"""What all tests share: the report on GPUs, and the kernels under test."""
+"""What all tests share: the report on GPUs, the backends and kernels under test."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 from emulation.build import build_emulated_cuda, import_extension
 
+import adamod_fused.optimizer
 from adamod_fused import backends
 from adamod_fused.backends import extension
 from adamod_fused.backends.cpu import CpuBackend
 from adamod_fused.backends.cuda import CudaBackend
+from adamod_fused.plan import Plan
 
 
 def pytest_report_header() -> str:
@@ -27,6 +30,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(params=["cpu", "reference"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Both that every machine has: the CPU engine and the pure-PyTorch reference."""
+    return request.param
+
+
+@pytest.fixture(params=["fast", "slow"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors read through torch's C table, or through Python methods as before torch 2.10."""
+    fast = request.param == "fast"
+    if fast and not extension.core.Table([], 0, True).fast:
+        pytest.skip("this torch has no DLPack exchange table, which came with torch 2.10")
+    assert not extension.core.Table([], 0, False).fast
+    monkeypatch.setattr(adamod_fused.optimizer, "Plan", functools.partial(Plan, fast=fast))
 
 
 class EmulatedCudaBackend(CudaBackend):

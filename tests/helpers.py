@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from adamod_fused import AdaMod
+
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -38,6 +40,9 @@ OPTIONS = {
     "maximize": True,
 }
 
+SHAPES = ((3, 4), (), (7,), (0,), (2, 3, 5))
+STATES = ("exp_avg", "exp_avg_sq", "exp_avg_lr")
+
 
 def random_params(
     *shapes: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0
@@ -58,6 +63,26 @@ def set_random_grads(params: Iterable[Tensor], seed: int) -> None:
 
 def params_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+def make_optimizer(
+    dtype: torch.dtype = torch.float32, seed: int = 0, backend: str | None = None
+) -> AdaMod:
+    """An optimizer over SHAPES in two groups that differ."""
+    params = random_params(*SHAPES, dtype=dtype, seed=seed)
+    groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.2, "maximize": False}]
+    return AdaMod(groups, **OPTIONS, backend=backend)
+
+
+def train_step(optimizer: torch.optim.Optimizer, seed: int) -> None:
+    set_random_grads(params_of(optimizer), seed)
+    optimizer.step()
+
+
+def train(optimizer: torch.optim.Optimizer, steps: range) -> None:
+    """Steps with fresh gradients, each step's the same at every call."""
+    for step in steps:
+        train_step(optimizer, step)
 
 
 def assert_same_training(actual: torch.optim.Optimizer, expected: torch.optim.Optimizer) -> None:

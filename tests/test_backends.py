@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import OPTIONS, Snapshot, random_params, set_random_grads
+from torch import nn
 
 from adamod_fused import AdaMod, backends, reference
 from adamod_fused.backends import extension
@@ -64,6 +66,49 @@ def test_falling_back_to_the_reference_warns_once(monkeypatch: pytest.MonkeyPatc
         warnings.simplefilter("error")
         step_once(torch.zeros(3))
         step_once(torch.zeros(2), backend="reference")
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_a_backend_that_does_not_work_here_or_does_not_serve_the_cpu(name: str) -> None:
+    params = random_params((3, 4), (5,), (2, 3))
+    set_random_grads(params, 0)
+    groups = [{"params": params[:1]}, {"params": params[1:], "backend": name}]
+    optimizer = AdaMod(groups, **OPTIONS)
+    before = Snapshot(optimizer)
+    works = backends.available()[name].available
+    error, message = (
+        (ValueError, f"'{name}' cannot serve a torch.float32 tensor on cpu.*backend=None")
+        if works
+        else (RuntimeError, f"'{name}' does not work here: .+ Remedy: .+backend=None")
+    )
+    with pytest.raises(error, match=message):
+        optimizer.step()
+    before.assert_unchanged()
+
+
+def test_cpu_backend_does_not_serve_other_devices() -> None:
+    param = nn.Parameter(torch.ones(3, device="meta"))
+    param.grad = torch.ones(3, device="meta")
+    optimizer = AdaMod([param], **OPTIONS, backend="cpu")
+    with pytest.raises(ValueError, match=r"'cpu' cannot serve a torch\.float32 tensor on meta"):
+        optimizer.step()
+    assert not optimizer.state
+
+
+def test_cpu_backend_that_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    status = backends.Status(False, "no compiler had been found", "install one")
+    monkeypatch.setattr(extension, "core_status", status)
+    params = random_params((3, 4), (5,), (2, 3))
+    set_random_grads(params, 0)
+    optimizer = AdaMod(params, **OPTIONS, backend="cpu")
+    with pytest.raises(RuntimeError, match=r"no compiler had been found\. Remedy: install one"):
+        optimizer.step()
+    assert not optimizer.state
+    monkeypatch.setattr(backends, "_warned", set())
+    optimizer.param_groups[0]["backend"] = None
+    with pytest.warns(UserWarning, match=r"slow pure-PyTorch reference.*no compiler"):
+        optimizer.step()
+    assert set(optimizer.state) == set(params)
 
 
 def test_without_the_compiled_part_the_reference_still_serves() -> None:

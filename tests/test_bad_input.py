@@ -8,137 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from helpers import OPTIONS, Snapshot, assert_same_bits, random_params, set_random_grads
+from bad_input_settings import SETTINGS, SHAPES, WHO, ClassSetting, FunctionSetting
+from helpers import OPTIONS, STATES, Snapshot, assert_same_bits, random_params, set_random_grads
 from torch import Tensor, nn
 
-from adamod_fused import AdaMod, backends, functional
-from adamod_fused.backends import extension
-
-SHAPES = ((3, 4), (5,), (2, 3))
-BAD = 1  # the index, in the second group, of the parameter that is spoiled
-STATES = ("exp_avg", "exp_avg_sq", "exp_avg_lr")
-WHO = r"parameter 1 of group 1 \('bad'\)"
-
-
-@dataclass
-class Setting:
-    """What a case may spoil: parameters in two groups, or the arguments of the function."""
-
-    backend: str | None = None
-    options: dict[str, Any] = field(default_factory=lambda: dict(OPTIONS))
-
-    def __post_init__(self) -> None:
-        self.params: list[Any] = random_params(*SHAPES)
-        set_random_grads(self.params, 0)
-
-
-class ClassSetting(Setting):
-    """Spoiled after one step; then steps again."""
-
-    who = WHO
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.names = ["good", "fine", "bad"]
-        self.optimizer = self.make()
-        self.optimizer.step()
-        set_random_grads(self.params, 1)
-
-    def make(self) -> AdaMod:
-        named = list(zip(self.names, self.params, strict=True))
-        groups = [{"params": named[:1]}, {"params": named[1:]}]
-        return AdaMod(groups, **self.options, backend=self.backend)
-
-    @property
-    def bad(self) -> Any:
-        return self.params[2]
-
-    def set_grad(self, grad: Any) -> None:
-        # Where torch itself checks what is assigned, the gradient changes behind its back.
-        if isinstance(grad, Tensor) and grad.layout is torch.strided:
-            self.bad.grad = torch.zeros_like(self.bad)
-            self.bad.grad.data = grad
-        else:
-            self.bad.grad = grad
-
-    def set_state(self, name: str, value: Any) -> None:
-        self.optimizer.state[self.bad][name] = value
-
-    def set_option(self, name: str, value: Any) -> None:
-        self.optimizer.param_groups[1][name] = value
-
-    def set_param(self, value: Tensor) -> None:
-        """Another parameter in the bad one's place, without state, its gradient zeros."""
-        del self.optimizer.state[self.bad]
-        self.params[2] = value
-        self.optimizer.param_groups[1]["params"][BAD] = value
-        value.grad = torch.zeros_like(value)
-
-    def run(self) -> None:
-        self.optimizer.step()
-
-    def snapshot(self) -> Callable[[], None]:
-        return Snapshot(self.optimizer).assert_unchanged
-
-
-class FunctionSetting(Setting):
-    who = r"parameter 2 of group 0"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.params = [param.detach() for param in self.params]
-        self.grads: list[Any] = [torch.full_like(param, 0.5) for param in self.params]
-        self.states = {name: [torch.full_like(p, 0.01) for p in self.params] for name in STATES}
-        self.states["step"] = [torch.tensor(3.0) for _ in self.params]
-
-    @property
-    def bad(self) -> Any:
-        return self.params[2]
-
-    def set_grad(self, grad: Any) -> None:
-        self.grads[2] = grad
-
-    def set_state(self, name: str, value: Any) -> None:
-        self.states[name][2] = value
-
-    def set_option(self, name: str, value: Any) -> None:
-        if name == "backend":
-            self.backend = value
-        else:
-            self.options[name] = value
-
-    def set_param(self, value: Tensor) -> None:
-        self.params[2], self.grads[2] = value, torch.zeros_like(value)
-        for name in STATES:
-            self.states[name][2] = torch.zeros(value.shape)
-
-    def run(self) -> None:
-        options = {**self.options, "backend": self.backend}
-        betas = options.pop("betas")
-        lists = [self.states[name] for name in (*STATES, "step")]
-        functional.adamod(
-            self.params, self.grads, *lists, beta1=betas[0], beta2=betas[1], **options
-        )
-
-    def snapshot(self) -> Callable[[], None]:
-        tensors = [*self.params, *self.grads, *(t for each in self.states.values() for t in each)]
-        tensors = [t for t in tensors if isinstance(t, Tensor) and t.layout is torch.strided]
-        tensors = [t for t in tensors if not t.is_complex() and t.device.type == "cpu"]
-        before = [t.clone() for t in tensors]
-
-        def assert_unchanged() -> None:
-            for tensor, old in zip(tensors, before, strict=True):
-                assert_same_bits(tensor, old)
-
-        return assert_unchanged
-
-
-SETTINGS = {"class": ClassSetting, "function": FunctionSetting}
+from adamod_fused import AdaMod
 
 
 @dataclass
@@ -366,7 +245,6 @@ def test_bad_input_is_an_error_that_changes_nothing(case: Case, setting: str, ba
     assert_unchanged()
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize(
     "case",
     [case for case in CASES if case.description.split()[0] in (*OPTIONS, "backend")],
@@ -405,7 +283,6 @@ def test_bad_parameters_are_refused_by_the_constructor(
         AdaMod([{"params": good}, {"params": [param]}] if as_group else [*good, param], **OPTIONS)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("which", ["param", "grad", "exp_avg_sq"])
 def test_freed_memory_is_not_read(which: str, backend: str) -> None:
     """Sharded training frees storages and gives them back; a step in between would crash."""
@@ -419,7 +296,6 @@ def test_freed_memory_is_not_read(which: str, backend: str) -> None:
         assert_same_bits(param, before)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_a_parameters_state_that_is_no_dict(backend: str) -> None:
     s = ClassSetting(backend)
     s.optimizer.state[s.bad] = 3
@@ -457,49 +333,3 @@ def test_errors_do_not_outlive_their_cause() -> None:
     twin.run()
     for a, b in zip(spoiled.params, twin.params, strict=True):
         assert_same_bits(a, b)
-
-
-# Backends that cannot serve
-
-
-@pytest.mark.parametrize("name", ["cuda", "triton"])
-def test_a_backend_that_does_not_work_here_or_does_not_serve_the_cpu(name: str) -> None:
-    params = random_params(*SHAPES)
-    set_random_grads(params, 0)
-    groups = [{"params": params[:1]}, {"params": params[1:], "backend": name}]
-    optimizer = AdaMod(groups, **OPTIONS)
-    before = Snapshot(optimizer)
-    works = backends.available()[name].available
-    error, message = (
-        (ValueError, f"'{name}' cannot serve a torch.float32 tensor on cpu.*backend=None")
-        if works
-        else (RuntimeError, f"'{name}' does not work here: .+ Remedy: .+backend=None")
-    )
-    with pytest.raises(error, match=message):
-        optimizer.step()
-    before.assert_unchanged()
-
-
-def test_cpu_backend_does_not_serve_other_devices() -> None:
-    param = nn.Parameter(torch.ones(3, device="meta"))
-    param.grad = torch.ones(3, device="meta")
-    optimizer = AdaMod([param], **OPTIONS, backend="cpu")
-    with pytest.raises(ValueError, match=r"'cpu' cannot serve a torch\.float32 tensor on meta"):
-        optimizer.step()
-    assert not optimizer.state
-
-
-def test_cpu_backend_that_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    status = backends.Status(False, "no compiler had been found", "install one")
-    monkeypatch.setattr(extension, "core_status", status)
-    params = random_params(*SHAPES)
-    set_random_grads(params, 0)
-    optimizer = AdaMod(params, **OPTIONS, backend="cpu")
-    with pytest.raises(RuntimeError, match=r"no compiler had been found\. Remedy: install one"):
-        optimizer.step()
-    assert not optimizer.state
-    monkeypatch.setattr(backends, "_warned", set())
-    optimizer.param_groups[0]["backend"] = None
-    with pytest.warns(UserWarning, match=r"slow pure-PyTorch reference.*no compiler"):
-        optimizer.step()
-    assert set(optimizer.state) == set(params)

@@ -15,12 +15,13 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from cases import SIZES
 from emulation.build import build_emulated_cuda, import_extension
+from helpers import assert_same_bits
 
 from adamod_fused.reference import AdaMod
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SIZES = (0, 1, 3, 4, 5, 15, 16, 17, 127, 128, 129, 1023, 1024, 1025, 4097, 65537)
 STREAMS = ("param", "grad", *AdaMod.states)
 
 # Where each stream starts, in elements after a 64-byte boundary. Congruent: all streams reach a
@@ -89,12 +90,6 @@ def random_values(numel, dtype, generator):
     chosen = special[torch.randint(len(special), (numel,), generator=generator)]
     rare = torch.rand(numel, generator=generator) < 0.01
     return torch.where(rare, chosen, values).to(dtype)
-
-
-def identical(a, b):
-    """Equal bits, any NaN equal to any NaN."""
-    bits = {2: torch.int16, 4: torch.int32}[a.element_size()]
-    return bool(((a.view(bits) == b.view(bits)) | (a.isnan() & b.isnan())).all())
 
 
 class Guarded:
@@ -167,7 +162,7 @@ class Batch:
         for row, (guarded, expected) in enumerate(zip(self.tensors, self.expected, strict=True)):
             for name, g, e in zip(STREAMS, guarded, expected, strict=True):
                 where = f"{name} of row {row}, {e.numel()} elements, offsets {self.offsets}"
-                assert identical(g.tensor, e), where
+                assert_same_bits(g.tensor, e, where)
                 assert g.guards_intact(), f"a guard zone of {where}"
 
 

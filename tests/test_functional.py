@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import OPTIONS, assert_same_bits, params_of, random_params, set_random_grads
+from helpers import OPTIONS, STATES, assert_same_bits, params_of, random_params, set_random_grads
 from torch import Tensor
 
 from adamod_fused import AdaMod, functional
 
 SHAPES = ((3, 4), (), (7,), (0,), (2, 3, 4, 5))
-STATES = ("exp_avg", "exp_avg_sq", "exp_avg_lr")
 COMPUTE_DTYPE = {torch.float64: torch.float64}
 
 

@@ -6,11 +6,11 @@ import warnings
 
 import pytest
 import torch
-from cases import CASES, DTYPES, SIZES
+from cases import CASES, DTYPES, GROUPS, SIZES
 from helpers import assert_same_bits
 from test_parity import expected, train
 from torch import nn
-from twins import CPU, GPU, GPU_BACKENDS, GROUPS, Twins, on_each_backend, tensors
+from twins import CPU, GPU, GPU_BACKENDS, Twins, on_each_backend, tensors
 
 from adamod_fused import AdaMod, backends
 

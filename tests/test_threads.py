@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import subprocess
 import sys
 import threading
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import assert_same_bits
+from helpers import OPTIONS, assert_same_bits, assert_same_training, params_of, random_params, train
 
 from adamod_fused import AdaMod
 
@@ -81,3 +83,31 @@ assert torch.equal(params[0], params[1])
 
 def test_a_forked_child_steps_on_threads_of_its_own() -> None:
     subprocess.run([sys.executable, "-c", FORK], cwd=ROOT, check=True, timeout=20)
+
+
+def test_optimizers_in_several_threads() -> None:
+    optimizers = [AdaMod(random_params((100_000,)), **OPTIONS, backend="cpu") for _ in range(4)]
+    threads = [threading.Thread(target=train, args=(o, range(8))) for o in optimizers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for a, b in itertools.pairwise(optimizers):
+        assert_same_training(a, b)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_step_in_a_forked_process() -> None:
+    """A child inherits no threads: a pool that counts on them would wait for ever."""
+    optimizer = AdaMod(random_params((200_000,)), **OPTIONS, backend="cpu")
+    train(optimizer, range(1))
+    child = os.fork()
+    if child == 0:
+        optimizer.step()
+        os._exit(0 if optimizer.state[params_of(optimizer)[0]]["step"] == 2 else 1)
+    timer = threading.Timer(30, os.kill, (child, 9))
+    timer.start()
+    _, status = os.waitpid(child, 0)
+    timer.cancel()
+    assert status == 0

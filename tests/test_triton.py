@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from cases import DTYPES, SIZES
 from torch import Tensor
 
 from adamod_fused.reference import AdaMod
@@ -24,9 +25,7 @@ tl = triton.language
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-SIZES = [0, 1, 3, 4, 5, 15, 16, 17, 127, 128, 129, 1023, 1024, 1025, 4097]
-LARGE = 65537
+*SMALL_SIZES, LARGE = SIZES
 STEPS = 10
 
 # Distinct (hyperparameters, step) in one launch, none of them the defaults.
@@ -223,7 +222,7 @@ class TestInterpreted:
             make_row(
                 numel, dtype, OFFSETS[offsets][dtype.itemsize], i % len(HYPERPARAMETERS), generator
             )
-            for i, numel in enumerate(SIZES)
+            for i, numel in enumerate(SMALL_SIZES)
         ]
         run(rows, 1, STEPS if offsets == "congruent by 3" else 2, generator)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import GROUPS
 from helpers import assert_same_bits
 from torch import Tensor
 
@@ -19,13 +20,6 @@ CPU = torch.device("cpu")
 _needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 GPU_BACKENDS = ("cuda", pytest.param("triton", marks=_needs_triton))
 on_each_backend = pytest.mark.parametrize("backend", GPU_BACKENDS)
-
-# Three groups that differ in everything, none of them the defaults.
-GROUPS: tuple[dict[str, Any], ...] = (
-    {"lr": 1e-2, "weight_decay": 0.1, "beta3": 0.99},
-    {"lr": 2e-3, "betas": (0.5, 0.99), "beta3": 0.9, "variant": "released"},
-    {"lr": 5e-4, "eps": 1e-3, "maximize": True, "beta3": 0.9999},
-)
 
 Layout = Callable[[Tensor], Tensor]
 

@@ -30,7 +30,12 @@ _warned: set[tuple[str, torch.dtype]] = set()
 
 
 def available() -> dict[str, Status]:
-    """Every backend by name, with whether it works on this machine and, where not, why."""
+    """Every backend by name, the fastest first, the reference last.
+
+    Returns:
+        For each a ``Status``: ``available``, and where it is False the ``reason`` why it does not
+        work on this machine and the ``remedy``, both as text for people.
+    """
     return {name: backend.status() for name, backend in _BACKENDS.items()} | {
         "reference": Status(True)
     }

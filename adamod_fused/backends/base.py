@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -34,6 +35,17 @@ class Backend(Protocol):
         self, rule: str, table: Any, index: int, device: torch.device, dtype: torch.dtype
     ) -> None:
         """Steps all tensors of batch ``index`` of ``table``."""
+
+
+def refusal(
+    device: torch.device, dtype: torch.dtype, device_type: str, dtypes: Sequence[torch.dtype]
+) -> str | None:
+    """Why a backend that serves ``dtypes`` on ``device_type`` refuses a parameter, if it does."""
+    if device.type != device_type:
+        return f"it serves tensors on {device_type}, not on {device}"
+    if dtype not in dtypes:
+        return f"it does not serve {dtype}"
+    return None
 
 
 def dtype_name(dtype: torch.dtype) -> str:

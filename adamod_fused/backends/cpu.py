@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from . import extension
-from .base import Status, dtype_name
+from .base import Status, dtype_name, refusal
 
 
 class CpuBackend:
@@ -30,11 +30,7 @@ class CpuBackend:
         return extension.core_status
 
     def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        if device.type != "cpu":
-            return f"it serves tensors on the CPU, not on {device}"
-        if dtype not in self.dtypes:
-            return f"it does not serve {dtype}"
-        return None
+        return refusal(device, dtype, "cpu", self.dtypes)
 
     def run(
         self, rule: str, table: Any, index: int, device: torch.device, dtype: torch.dtype

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from . import extension
-from .base import Status, dtype_name
+from .base import Status, dtype_name, refusal
 
 
 class CudaBackend:
@@ -32,16 +32,20 @@ class CudaBackend:
                 "torch sees no CUDA device",
                 "use a machine with an NVIDIA GPU, its driver and a torch built with CUDA",
             )
-        reason = self._module.why_unusable()
+        unusable = [self._why_unusable(i) for i in range(torch.cuda.device_count())]
+        if None in unusable:
+            return Status(True)
         remedy = "update the NVIDIA driver, or build for this GPU (ADAMOD_CUDA_ARCHS)"
-        return Status(True) if reason is None else Status(False, reason, remedy)
+        return Status(False, str(unusable[0]), remedy)
+
+    def _why_unusable(self, index: int) -> str | None:
+        return self._module.why_unusable(index)
 
     def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        if device.type != "cuda":
-            return f"it serves tensors on NVIDIA GPUs, not on {device}"
-        if dtype not in self.dtypes:
-            return f"it does not serve {dtype}"
-        return None
+        refused = refusal(device, dtype, "cuda", self.dtypes)
+        if refused is None and self._module is not None and torch.cuda.is_available():
+            refused = self._why_unusable(device.index)  # one GPU may be older than another
+        return refused
 
     def run(
         self, rule: str, table: Any, index: int, device: torch.device, dtype: torch.dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import os
 from functools import cache
 from types import ModuleType
@@ -12,7 +13,9 @@ import torch
 
 from ..extras import installed
 from . import extension
-from .base import Status
+from .base import Status, refusal
+
+OLDEST = (3, 2)
 
 
 @cache
@@ -42,6 +45,11 @@ class TritonBackend:
             return Status(
                 False, "the package triton is not installed", "pip install 'adamod_fused[triton]'"
             )
+        version = importlib.metadata.version("triton")
+        if tuple(map(int, version.split(".")[:2])) < OLDEST:
+            return Status(
+                False, f"Triton {version} is too old", "pip install 'adamod_fused[triton]'"
+            )
         if not torch.cuda.is_available() and not _interpreted():
             return Status(
                 False,
@@ -51,11 +59,7 @@ class TritonBackend:
         return Status(True)
 
     def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        if device.type != ("cpu" if _interpreted() else "cuda"):
-            return f"it serves tensors on GPUs, not on {device}"
-        if dtype not in self.dtypes:
-            return f"it does not serve {dtype}"
-        return None
+        return refusal(device, dtype, "cpu" if _interpreted() else "cuda", self.dtypes)
 
     def run(
         self, rule: str, table: Any, index: int, device: torch.device, dtype: torch.dtype

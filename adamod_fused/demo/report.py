@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,9 @@ def write_record(
 ) -> None:
     """Writes everything that the table and the figure show, and what it depends on, as JSON."""
     record = {
-        "settings": asdict(settings) | {"out": str(settings.out)},
+        "settings": {k: v for k, v in asdict(settings).items() if k != "out"},
         "versions": versions,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "text": {
             "characters": text.characters,
             "train_topics": list(text.train_topics),

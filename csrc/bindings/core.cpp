@@ -26,6 +26,18 @@ void cpu_step(const std::string& rule, const std::string& dtype, Table& table, i
             threads, instruction_set);
 }
 
+// Makes Table known to Python's garbage collector. The collector may look at an instance before
+// its constructor has run. There is no tp_clear: the optimizer's own dictionary breaks each cycle.
+void let_collect(PyHeapTypeObject* heap_type) {
+  PyTypeObject& type = heap_type->ht_type;
+  type.tp_flags |= Py_TPFLAGS_HAVE_GC;
+  type.tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
+    Py_VISIT(Py_TYPE(self));
+    auto holder = reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder();
+    return holder.holder_constructed() ? holder.value_ptr<Table>()->traverse(visit, arg) : 0;
+  };
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -42,7 +54,7 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("num_rows", [](const Batch& b) { return b.rows.size(); })
       .def_readonly("num_chunks", &Batch::num_chunks);
 
-  py::class_<Table>(m, "Table")
+  py::class_<Table>(m, "Table", py::custom_type_setup(let_collect))
       .def(py::init<const std::vector<std::string>&, std::size_t, bool>(), py::arg("states"),
            py::arg("num_groups"), py::arg("fast"))
       .def("add_batch", &Table::add_batch)
@@ -56,6 +68,7 @@ PYBIND11_MODULE(_C, m) {
       .def("stage", &Table::stage)
       .def("due", &Table::due)
       .def("set_scalars", &Table::set_scalars)
+      .def("grad", &Table::grad)
       .def("advance", &Table::advance)
       .def("batch", &Table::batch, py::return_value_policy::reference_internal)
       .def_property_readonly("fast", &Table::fast)

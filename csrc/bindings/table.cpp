@@ -115,6 +115,7 @@ bool Table::refresh(const py::list& param_groups, const py::dict& state) {
     PyObject* group = PyList_GET_ITEM(param_groups.ptr(), static_cast<Py_ssize_t>(g));
     if (!PyDict_Check(group)) return false;
     PyObject* params = PyDict_GetItemWithError(group, params_key_.ptr());
+    if (params == nullptr && PyErr_Occurred()) throw py::error_already_set();
     if (params == nullptr || !(PyList_Check(params) || PyTuple_Check(params))) return false;
     const auto size = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(params));
     if (size != group_sizes_[g]) return false;
@@ -143,8 +144,8 @@ bool Table::refresh(const py::list& param_groups, const py::dict& state) {
     const py::object grad = grad_of(param);
     if (grad.is_none()) continue;
     if (param.batch == dormant || param.state == nullptr) return false;
-    Entries entries;
-    if (!find_entries(param.state, entries) || !fill(param, grad.ptr(), entries)) return false;
+    Entries entries{grad.ptr()};
+    if (!find_entries(param.state, entries) || !fill(param, entries)) return false;
   }
   return true;
 }
@@ -170,15 +171,16 @@ bool Table::find_entries(PyObject* state, Entries& entries) const {
   while (PyDict_Next(state, &position, &key, &value)) {
     for (std::size_t i = 0; i < entry_names_.size(); ++i) {
       if (entry_names_[i].ptr() == key) {
-        entries[i] = value;
+        entries[i + 1] = value;
         ++found;
       }
     }
   }
   if (found == entry_names_.size()) return true;
   for (std::size_t i = 0; i < entry_names_.size(); ++i) {
-    entries[i] = PyDict_GetItemWithError(state, entry_names_[i].ptr());
-    if (entries[i] == nullptr) return false;
+    entries[i + 1] = PyDict_GetItemWithError(state, entry_names_[i].ptr());
+    if (entries[i + 1] == nullptr && PyErr_Occurred()) throw py::error_already_set();
+    if (entries[i + 1] == nullptr) return false;
   }
   return true;
 }
@@ -192,22 +194,28 @@ void Table::clear() {
   }
   for (Param& param : params_) {
     param.state = nullptr;
-    param.step = nullptr;
-    param.is_staged = false;
+    release(param);
   }
+}
+
+void Table::release(Param& param) {
+  param.held = {};
+  param.step = nullptr;
+  param.is_staged = false;
 }
 
 bool Table::put(int index, const py::object& grad, const py::tuple& states,
                 const py::object& step) {
-  Entries entries{step.ptr()};
+  Entries entries{grad.ptr(), step.ptr()};
   if (states.size() + 1 != entry_names_.size()) return false;
   for (std::size_t i = 0; i < states.size(); ++i) {
-    entries[i + 1] = PyTuple_GET_ITEM(states.ptr(), static_cast<Py_ssize_t>(i));
+    entries[i + 2] = PyTuple_GET_ITEM(states.ptr(), static_cast<Py_ssize_t>(i));
   }
-  return fill(params_.at(static_cast<std::size_t>(index)), grad.ptr(), entries);
+  return fill(params_.at(static_cast<std::size_t>(index)), entries);
 }
 
-bool Table::fill(Param& param, PyObject* grad, const Entries& entries) {
+bool Table::fill(Param& param, const Entries& entries) {
+  PyObject* grad = entries[0];
   const auto same_place = [&](const TensorView& view) {
     return view.device_type == param.device_type && view.device_id == param.device_id &&
            same_shape(param.shape, view) && (view.data != nullptr || param.numel == 0);
@@ -245,20 +253,25 @@ bool Table::fill(Param& param, PyObject* grad, const Entries& entries) {
   }
 
   for (std::size_t i = 0; i + 1 < entry_names_.size(); ++i) {
-    if (!reader_.read(entries[i + 1], view) || !same_place(view) || view.dtype_code != floating ||
+    if (!reader_.read(entries[i + 2], view) || !same_place(view) || view.dtype_code != floating ||
         view.dtype_bits != param.state_bits || !same_strides(param.layout, view, param.numel)) {
       return false;
     }
     row.state[i] = view.data;
   }
 
-  if (!reader_.read(entries[0], view) || view.device_type != on_cpu ||
+  if (!reader_.read(entries[1], view) || view.device_type != on_cpu ||
       view.dtype_code != floating || view.dtype_bits != 32 || view.ndim != 0) {
     return false;
   }
-  param.step = reinterpret_cast<float*>(view.data);
-  if (!(*param.step >= 0 && *param.step <= max_step)) return false;
-  row.scalars = scalars_row(param.group, static_cast<std::int64_t>(*param.step) + 1);
+  auto* step = reinterpret_cast<float*>(view.data);
+  if (!(*step >= 0 && *step <= max_step)) return false;
+  row.scalars = scalars_row(param.group, static_cast<std::int64_t>(*step) + 1);
+
+  param.step = step;
+  for (std::size_t i = 0; i < entry_names_.size() + 1; ++i) {
+    param.held[i] = py::reinterpret_borrow<py::object>(entries[i]);
+  }
 
   Batch& batch = batches_[static_cast<std::size_t>(param.batch)];
   row.first_chunk = batch.num_chunks;
@@ -311,12 +324,26 @@ void Table::set_scalars(const py::list& rows) {
   scalars_.assign(scalars64_.begin(), scalars64_.end());  // each rounded once
 }
 
-py::list Table::advance() {
+py::object Table::grad(int index) const {
+  return params_.at(static_cast<std::size_t>(index)).held[0];
+}
+
+py::list Table::advance(int batch) {
   py::list stepped;
   for (Param& param : params_) {
-    if (param.step == nullptr) continue;
+    if (param.batch != batch || param.step == nullptr) continue;
     *param.step += 1;
+    release(param);
     stepped.append(param.object);
   }
   return stepped;
+}
+
+int Table::traverse(visitproc visit, void* arg) const {
+  for (const Param& param : params_) {
+    Py_VISIT(param.object.ptr());
+    for (const py::object& held : param.held) Py_VISIT(held.ptr());
+  }
+  for (const auto& entry : expected_state_) Py_VISIT(entry.first.ptr());
+  return 0;
 }

@@ -9,6 +9,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -69,8 +70,14 @@ class Table {
   py::list due() const;
   void set_scalars(const py::list& rows);
 
-  // After the launches: every step count plus one; returns the parameters that were stepped.
-  py::list advance();
+  // The gradient that a parameter's row was filled with.
+  py::object grad(int param) const;
+
+  // After a batch's launch: its step counts plus one; returns the parameters that were stepped.
+  py::list advance(int batch);
+
+  // For Python's garbage collector: a parameter may lead back to the optimizer that holds us.
+  int traverse(visitproc visit, void* arg) const;
 
   bool fast() const { return reader_.fast(); }
   Batch& batch(int index) { return batches_.at(static_cast<std::size_t>(index)); }
@@ -79,6 +86,11 @@ class Table {
   std::int64_t num_scalars() const { return static_cast<std::int64_t>(due_.size()); }
 
  private:
+  // The tensors of one parameter's row beside itself: grad, then as in entry_names_.
+  static constexpr std::size_t max_entries = 2 + max_states;
+  using Entries = std::array<PyObject*, max_entries>;  // borrowed
+  using Held = std::array<py::object, max_entries>;
+
   struct Param {
     py::object object;
     bool inherits_grad;  // `grad` is torch.Tensor's own attribute
@@ -89,17 +101,16 @@ class Table {
     std::vector<std::int64_t> shape, strides, layout;
     // This step's:
     PyObject* state = nullptr;  // borrowed from the optimizer's state
+    Held held;                  // grad, step and states, alive until the launch is done
     float* step = nullptr;      // null: no gradient, not stepped
     std::size_t row = 0;
     bool is_staged = false;
   };
 
-  // The tensors of a parameter's state, borrowed, in the order of entry_names_.
-  using Entries = PyObject * [1 + max_states];
-
   py::object grad_of(const Param& param) const;
   bool find_entries(PyObject* state, Entries& entries) const;
-  bool fill(Param& param, PyObject* grad, const Entries& entries);
+  bool fill(Param& param, const Entries& entries);
+  static void release(Param& param);
   std::int64_t scalars_row(int group, std::int64_t step);
 
   TensorReader reader_;

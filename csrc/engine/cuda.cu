@@ -176,10 +176,14 @@ std::optional<std::string> why_unusable(int device) {
   }
   int major = 0;
   int minor = 0;
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-        "asking for the compute capability");
-  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
-        "asking for the compute capability");
+  for (const auto& [number, attribute] : {std::pair(&major, cudaDevAttrComputeCapabilityMajor),
+                                          std::pair(&minor, cudaDevAttrComputeCapabilityMinor)}) {
+    if (const cudaError_t status = cudaDeviceGetAttribute(number, attribute, device);
+        status != cudaSuccess) {
+      cudaGetLastError();
+      return describe(status) + ", while asking for the compute capability";
+    }
+  }
   // Machine code serves its own generation from its number on, PTX of the newest all later devices.
   const int capability = major * 10 + minor;
   const std::vector<int> built_for = architectures();

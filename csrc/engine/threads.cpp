@@ -26,7 +26,7 @@ class ThreadPool {
   void run(int threads, const Task& task) {
     const std::lock_guard<std::mutex> turn(turn_);
     const int helpers = threads - 1;
-    while (size_ < helpers) std::thread(&ThreadPool::work, this, size_++).detach();
+    for (; size_ < helpers; ++size_) std::thread(&ThreadPool::work, this, size_).detach();
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       task_ = &task;
@@ -54,11 +54,12 @@ class ThreadPool {
     }
   }
 
-  std::mutex turn_;   // one caller at a time
+  std::mutex turn_;  // one caller at a time, who alone starts threads
+  int size_ = 0;
   std::mutex mutex_;  // guards all below
   std::condition_variable wake_, done_;
   const Task* task_ = nullptr;
-  int size_ = 0, helpers_ = 0, running_ = 0;
+  int helpers_ = 0, running_ = 0;
   std::uint64_t round_ = 0;
 };
 

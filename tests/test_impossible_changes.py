@@ -1,0 +1,110 @@
+"""Changes between steps that training cannot follow: an error that changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+import torch
+from helpers import OPTIONS, Snapshot, random_params, train_step
+from stale_scripts import SHAPES, Script, groups_of
+from torch import nn
+
+from adamod_fused import AdaMod
+
+
+def to_double(optimizer: AdaMod, params: list[nn.Parameter]) -> None:
+    params[3].data = params[3].data.double()
+    params[3].grad = torch.ones(6, dtype=torch.float64)
+
+
+def other_shape(optimizer: AdaMod, params: list[nn.Parameter]) -> None:
+    params[3].data = torch.ones(7)
+    params[3].grad = torch.ones(7)
+
+
+def stale_gradient(optimizer: AdaMod, params: list[nn.Parameter]) -> None:
+    params[3].data = torch.ones(7)
+
+
+def half_state(optimizer: AdaMod, params: list[nn.Parameter]) -> None:
+    optimizer.state[params[3]]["exp_avg"] = torch.ones(6).half()
+
+
+def state_of_another_shape(optimizer: AdaMod, params: list[nn.Parameter]) -> None:
+    optimizer.state[params[3]]["exp_avg_lr"] = torch.ones(5)
+
+
+def no_longer_a_tensor(optimizer: AdaMod, params: list[nn.Parameter]) -> None:
+    optimizer.state[params[3]]["exp_avg_sq"] = 0.5
+
+
+def integer_step(optimizer: AdaMod, params: list[nn.Parameter]) -> None:
+    optimizer.state[params[3]]["step"] = 5
+
+
+def tensor_of_an_integer(optimizer: AdaMod, params: list[nn.Parameter]) -> None:
+    optimizer.state[params[3]]["step"] = torch.tensor(5)
+
+
+def step_of_one_dimension(optimizer: AdaMod, params: list[nn.Parameter]) -> None:
+    optimizer.state[params[3]]["step"] = torch.ones(1)
+
+
+def step_beyond_float32(optimizer: AdaMod, params: list[nn.Parameter]) -> None:
+    optimizer.state[params[3]]["step"].fill_(2.0**25)
+
+
+def entry_gone(optimizer: AdaMod, params: list[nn.Parameter]) -> None:
+    del optimizer.state[params[3]]["exp_avg_lr"]
+
+
+def listed_twice(optimizer: AdaMod, params: list[nn.Parameter]) -> None:
+    optimizer.param_groups[0]["params"].append(params[3])
+
+
+IMPOSSIBLE: Iterable[tuple[Script, type[Exception], str]] = [
+    (to_double, TypeError, r"exp_avg of .*float32 .* of dtype torch\.float64 has"),
+    (other_shape, ValueError, r"exp_avg of .* has shape \(6,\), the parameter \(7,\)"),
+    (stale_gradient, ValueError, r"gradient of .* has shape \(6,\), the parameter \(7,\)"),
+    (half_state, TypeError, r"exp_avg of .* has dtype torch\.float16"),
+    (state_of_another_shape, ValueError, r"exp_avg_lr of .* has shape \(5,\)"),
+    (no_longer_a_tensor, TypeError, r"exp_avg_sq of .* must be a tensor, got 0\.5"),
+    (integer_step, TypeError, "step of .* must be a 0-dim float32 tensor .*, got 5"),
+    (tensor_of_an_integer, TypeError, "step of .* must be a 0-dim float32 tensor"),
+    (step_of_one_dimension, TypeError, "step of .* must be a 0-dim float32 tensor"),
+    (step_beyond_float32, ValueError, r"step of .* must lie in \[0, 1\.67"),
+    (entry_gone, ValueError, "the state of .* lacks exp_avg_lr"),
+]
+
+
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"), IMPOSSIBLE, ids=[case[0].__name__ for case in IMPOSSIBLE]
+)
+def test_what_cannot_be_followed_is_an_error_and_changes_nothing(
+    spoil: Script, error: type[Exception], message: str, backend: str
+) -> None:
+    params = random_params(*SHAPES)
+    optimizer = AdaMod(groups_of(params), **OPTIONS, backend=backend)
+    train_step(optimizer, 0)
+    spoil(optimizer, params)
+    before = Snapshot(optimizer)
+    with pytest.raises(error, match=message) as raised:
+        optimizer.step()
+    assert "parameter 1 of group 1" in str(raised.value)
+    before.assert_unchanged()
+
+
+@pytest.mark.usefixtures("reader")
+def test_a_parameter_listed_twice_is_an_error(backend: str) -> None:
+    params = random_params(*SHAPES)
+    optimizer = AdaMod(groups_of(params), **OPTIONS, backend=backend)
+    train_step(optimizer, 0)
+    listed_twice(optimizer, params)
+    before = Snapshot(optimizer)
+    with pytest.raises(
+        ValueError, match="parameter 1 of group 1 is parameter 2 of group 0 again; list each"
+    ):
+        optimizer.step()
+    before.assert_unchanged()

@@ -1,0 +1,160 @@
+"""What a step keeps alive and for how long, and memory that two tensors share."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import OPTIONS, assert_same_bits, random_params, set_random_grads
+
+from adamod_fused import AdaMod, functional
+
+ROOT = Path(__file__).resolve().parents[1]
+both = pytest.mark.parametrize("backend", ["cpu", "reference"])
+
+
+@both
+def test_gradients_are_let_go_after_the_step(backend: str) -> None:
+    params = random_params((4,), (2, 3))
+    optimizer = AdaMod(params, **OPTIONS, backend=backend)
+    set_random_grads(params, 0)
+    grads = [weakref.ref(param.grad) for param in params]
+    optimizer.step()
+    optimizer.zero_grad()
+    assert [grad() for grad in grads] == [None, None]
+
+
+class MainGrad(torch.nn.Parameter):
+    """A parameter whose gradient is made each time it is asked for, from a master gradient."""
+
+    @property
+    def grad(self):
+        return self.main_grad.to(self.dtype)
+
+
+@both
+def test_a_gradient_that_lives_only_as_long_as_it_is_held(backend: str) -> None:
+    values = torch.randn(2000)
+    plain, made = torch.nn.Parameter(values.clone()), MainGrad(values.clone())
+    made.main_grad = torch.randn(2000, dtype=torch.float64)
+    plain.grad = made.main_grad.float()
+    for param in (plain, made):
+        optimizer = AdaMod([param], **OPTIONS, backend=backend)
+        for _ in range(3):
+            optimizer.step()
+    assert_same_bits(made, plain)
+
+
+RACE = """
+import threading, time, torch
+from adamod_fused import AdaMod
+# Large enough that the allocator gives each back to the system at once: a late read is a crash.
+params = [torch.nn.Parameter(torch.zeros(9_000_000)) for _ in range(2)]
+optimizer = AdaMod(params, backend="cpu")
+running = True
+def drop():
+    while running:
+        for p in params:
+            p.grad = None
+        time.sleep(1e-4)
+thread = threading.Thread(target=drop)
+thread.start()
+for _ in range(10):
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+running = False
+thread.join()
+"""
+
+
+def test_another_thread_may_drop_gradients_during_the_step() -> None:
+    subprocess.run([sys.executable, "-c", RACE], check=True, cwd=ROOT, timeout=60)
+
+
+@both
+def test_a_cycle_through_the_optimizer_is_collected(backend: str) -> None:
+    param = random_params((3,))[0]
+    optimizer = AdaMod([param], **OPTIONS, backend=backend)
+    set_random_grads([param], 0)
+    optimizer.step()
+    param.optimizer = optimizer
+    gone = weakref.ref(param)
+    del param, optimizer
+    gc.collect()
+    assert gone() is None
+
+
+@both
+def test_parameters_that_share_memory_are_refused(backend: str) -> None:
+    memory = torch.zeros(10)
+    params = [torch.nn.Parameter(memory[:6]), torch.nn.Parameter(memory[5:])]
+    set_random_grads(params, 0)
+    optimizer = AdaMod(params, **OPTIONS, backend=backend)
+    with pytest.raises(ValueError, match="parameter 0 of group 0 and parameter 1 of group 0 share"):
+        optimizer.step()
+    assert not memory.any()
+    assert not optimizer.state
+
+
+@both
+def test_neighbours_and_interleaved_parameters_are_served(backend: str) -> None:
+    def train(views: bool) -> list[torch.Tensor]:
+        memory = torch.linspace(-1, 1, 24).view(2, 12)
+        parts = [memory[0, :5], memory[0, 5:], memory[1, ::2], memory[1, 1::2]]
+        params = [torch.nn.Parameter(part if views else part.clone()) for part in parts]
+        optimizer = AdaMod(params, **OPTIONS, backend=backend)
+        for step in range(3):
+            set_random_grads(params, step)
+            optimizer.step()
+        return params
+
+    for view, alone in zip(train(True), train(False), strict=True):
+        assert_same_bits(view, alone)
+
+
+@both
+@pytest.mark.parametrize("shared", ["step", "state"])
+def test_states_that_share_memory_are_refused(shared: str, backend: str) -> None:
+    params = [torch.zeros(3), torch.zeros(3)]
+    grads = [torch.ones(3), torch.ones(3)]
+    states = [[torch.zeros(3), torch.zeros(3)] for _ in range(3)]
+    steps = [torch.tensor(0.0), torch.tensor(0.0)]
+    if shared == "step":
+        steps[1] = steps[0]
+    else:
+        states[2] = states[1]
+    options = {k: v for k, v in OPTIONS.items() if k != "betas"}
+    with pytest.raises(ValueError, match="share memory"):
+        functional.adamod(
+            params, grads, *states, steps, beta1=0.9, beta2=0.9, **options, backend=backend
+        )
+    assert not any(t.any() for t in (*params, *states[0], *steps))
+
+
+def test_a_failing_launch_leaves_steps_that_fit_their_parameters(monkeypatch) -> None:
+    """One batch done, the next one fails: the first has stepped, the second has not."""
+    from adamod_fused.backends.cpu import CpuBackend
+
+    single, double = torch.zeros(3), torch.zeros(3, dtype=torch.float64)
+    optimizer = AdaMod([single, double], **OPTIONS, backend="cpu")
+    run = CpuBackend.run
+
+    def fail(self, rule, table, index, device, dtype) -> None:
+        if dtype == torch.float64:
+            raise RuntimeError("out of luck")
+        run(self, rule, table, index, device, dtype)
+
+    monkeypatch.setattr(CpuBackend, "run", fail)
+    set_random_grads([single, double], 0)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        optimizer.step()
+    assert single.any()
+    assert optimizer.state[single]["step"] == 1
+    assert not double.any()
+    assert optimizer.state[double]["step"] == 0
