@@ -138,7 +138,8 @@ def test_dtensors_run_on_the_reference_as_plain_tensors_do(
 
 
 def test_dtensors_are_announced_by_one_warning(stepped_dtensors: dict[str, Any]) -> None:
-    (warning,) = stepped_dtensors["warnings"]
+    # torch may have warnings of its own about process groups.
+    (warning,) = [w for w in stepped_dtensors["warnings"] if w.startswith("adamod_fused")]
     assert "slow pure-PyTorch reference" in warning
     assert "cpu: kernels read plain tensors, not DTensor" in warning
 
