@@ -297,10 +297,11 @@ def test_cuda_module_needs_no_driver_and_no_cuda_library(
     env |= {"CUDA_HOME": os.environ.get("CUDA_HOME", "")}
     run([sys.executable, "setup.py", "build", "--build-lib", tmp_path], env, sdist_tree)
     module = next((tmp_path / "adamod_fused").glob("_cuda.*.so"))
-    libraries = run(["ldd", module], dict(os.environ), tmp_path)
-    assert "libstdc++" in libraries
-    for name in ("libcuda", "torch", "c10"):
-        assert name not in libraries
+    # The names alone: ldd prints addresses too, and hexadecimal digits may spell anything.
+    listing = run(["ldd", module], dict(os.environ), tmp_path)
+    libraries = {Path(line.split()[0]).name for line in listing.splitlines() if line.split()}
+    assert "libstdc++.so.6" in libraries
+    assert not [name for name in libraries if name.startswith(("libcuda", "libtorch", "libc10"))]
     script = "import _cuda; print(_cuda.architectures(), _cuda.__doc__)"
     printed = run([sys.executable, "-c", script], {"PYTHONPATH": str(module.parent)}, tmp_path)
     assert "80" in printed
