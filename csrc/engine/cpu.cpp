@@ -35,6 +35,7 @@ HOST_DEVICE void update_tensor(const Row& row, const typename Rule::Scalars scal
   auto* param = static_cast<typename Format::storage*>(row.param);
   auto* grad = static_cast<const typename Format::storage*>(row.grad);
   Compute* const states[] = {static_cast<Compute*>(row.state[I])...};
+  // `scalars` is a copy, so that no store could change it and it stays in registers.
   // The pragma promises what the table guarantees: no stream overlaps another.
 #pragma omp simd
   for (std::int64_t i = begin; i < end; ++i) {

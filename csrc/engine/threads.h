@@ -1,7 +1,7 @@
 // Threads for the CPU engine: those of the OpenMP runtime that torch brought, or else its own.
 //
-// Sharing matters: an OpenMP thread spins for milliseconds after its work, waiting for more. On two
-// cores a pool beside it lost a fifth of its speed right after an operator of torch's had run.
+// Sharing matters: an OpenMP thread spins for milliseconds after its work, waiting for more, and a
+// pool beside it would have to fight for the core right after an operator of torch's had run.
 #pragma once
 
 #include <functional>
