@@ -22,6 +22,8 @@ from .reference import COMPUTE_DTYPES
 
 def as_numbers(value: Any) -> Any:
     """Hyperparameters may be 0-dim tensors; rules want numbers."""
+    if isinstance(value, (float, int, str)):  # first, since asking for Tensor takes longest
+        return value
     if isinstance(value, Tensor):
         return value.item() if value.numel() == 1 else value.tolist()
     if isinstance(value, (tuple, list)):

@@ -173,8 +173,8 @@ class Plan:
         for batch in self._batches:
             table.add_batch(batch.backend.chunk_size)
         for member in self._members:
-            state_bits = COMPUTE_DTYPES.get(member.param.dtype, torch.float32).itemsize * 8
-            table.add_param(member.param, member.group, member.batch, state_bits, member.layout)
+            state_dtype = COMPUTE_DTYPES.get(member.param.dtype, torch.float32)
+            table.add_param(member.param, member.group, member.batch, state_dtype, member.layout)
             grad = self._grad_of(member.param)
             if grad is not None and validation.is_plain(grad):
                 table.trust(type(grad))

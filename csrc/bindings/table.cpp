@@ -5,8 +5,6 @@
 
 namespace {
 
-constexpr std::int32_t on_cpu = 1;
-constexpr std::uint8_t floating = 2;
 constexpr float max_step = 0x1p24f;  // float32 counts no further in ones
 
 py::object interned(const char* name) {
@@ -15,24 +13,23 @@ py::object interned(const char* name) {
 
 std::int64_t count_elements(const TensorView& view) {
   std::int64_t numel = 1;
-  for (int d = 0; d < view.ndim; ++d) numel *= view.shape[d];
+  for (std::int64_t d = 0; d < view.dim; ++d) numel *= view.shape[d];
   return numel;
 }
 
-bool same_shape(const std::vector<std::int64_t>& shape, const TensorView& view) {
-  if (static_cast<int>(shape.size()) != view.ndim) return false;
-  for (std::size_t d = 0; d < shape.size(); ++d) {
-    if (shape[d] != view.shape[d]) return false;
+bool same_shape(const std::int64_t* shape, std::int64_t dim, const TensorView& view) {
+  if (view.dim != dim) return false;
+  for (std::int64_t d = 0; d < dim; ++d) {
+    if (view.shape[d] != shape[d]) return false;
   }
   return true;
 }
 
 // The stride of a dimension of one element says nothing, and where there is no element, none does.
-bool same_strides(const std::vector<std::int64_t>& strides, const TensorView& view,
-                  std::int64_t numel) {
+bool same_strides(const std::int64_t* strides, const TensorView& view, std::int64_t numel) {
   if (numel < 2) return true;
-  for (int d = 0; d < view.ndim; ++d) {
-    if (view.shape[d] != 1 && view.strides[d] != strides[static_cast<std::size_t>(d)]) return false;
+  for (std::int64_t d = 0; d < view.dim; ++d) {
+    if (view.strides[d] != strides[d] && view.shape[d] != 1) return false;
   }
   return true;
 }
@@ -47,6 +44,7 @@ Table::Table(const std::vector<std::string>& states, std::size_t num_groups, boo
       grad_key_(interned("grad")),
       is_neg_key_(interned("is_neg")),
       grad_descriptor_(trusted_types_[0].attr("grad")),
+      step_dtype_(reader_.number_of(py::module_::import("torch").attr("float32"))),
       group_sizes_(num_groups) {
   if (states.size() > max_states) {
     throw py::value_error("a row of the table holds at most " + std::to_string(max_states) +
@@ -60,23 +58,26 @@ int Table::add_batch(std::int64_t chunk_size) {
   return static_cast<int>(batches_.size()) - 1;
 }
 
-int Table::add_param(py::object object, int group, int batch, int state_bits,
-                     std::vector<std::int64_t> layout) {
+int Table::add_param(py::object object, int group, int batch, const py::object& state_dtype,
+                     const std::vector<std::int64_t>& layout) {
   Param param;
   param.group = group;
   param.batch = batch;
+  param.sizes = sizes_.size();
   if (batch >= 0) {
     TensorView view;
     if (!reader_.read(object.ptr(), view)) throw py::value_error("tensor without plain memory");
+    param.dtype = view.dtype;
+    param.state_dtype = reader_.number_of(state_dtype);
     param.device_type = view.device_type;
-    param.device_id = view.device_id;
-    param.dtype_code = view.dtype_code;
-    param.dtype_bits = view.dtype_bits;
-    param.layout = std::move(layout);
-    param.state_bits = static_cast<std::uint8_t>(state_bits);
+    param.device_index = view.device_index;
     param.numel = count_elements(view);
-    param.shape.assign(view.shape, view.shape + view.ndim);
-    param.strides.assign(view.strides, view.strides + view.ndim);
+    const std::int64_t chunk_size = batches_.at(static_cast<std::size_t>(batch)).chunk_size;
+    param.num_chunks = (param.numel + chunk_size - 1) / chunk_size;
+    param.dim = view.dim;
+    sizes_.insert(sizes_.end(), view.shape, view.shape + view.dim);
+    sizes_.insert(sizes_.end(), view.strides, view.strides + view.dim);
+    sizes_.insert(sizes_.end(), layout.begin(), layout.end());
   }
   const py::object grad_descriptor = py::type::of(object).attr("grad");
   param.inherits_grad = Py_TYPE(grad_descriptor_.ptr()) == &PyGetSetDescr_Type &&
@@ -139,13 +140,21 @@ bool Table::refresh(const py::list& param_groups, const py::dict& state) {
   }
   if (seen != expected_state_.size()) return false;
 
-  for (Param& param : params_) {
+  // First the objects, then what they hold: so the reader can ask for memory ahead of its turn.
+  for (std::size_t i = 0; i < params_.size(); ++i) {
+    Param& param = params_[i];
     if (param.batch == by_reference) continue;
-    const py::object grad = grad_of(param);
+    py::object grad = grad_of(param);
     if (grad.is_none()) continue;
     if (param.batch == dormant || param.state == nullptr) return false;
-    Entries entries{grad.ptr()};
-    if (!find_entries(param.state, entries) || !fill(param, entries)) return false;
+    gathered_.push_back(i);
+    param.held[0] = std::move(grad);
+    if (!gather_entries(param)) return false;
+  }
+  constexpr std::size_t ahead = 2;
+  for (std::size_t i = 0; i < gathered_.size(); ++i) {
+    if (i + ahead < gathered_.size()) prefetch(params_[gathered_[i + ahead]]);
+    if (!fill(params_[gathered_[i]])) return false;
   }
   return true;
 }
@@ -163,29 +172,31 @@ py::object Table::grad_of(const Param& param) const {
   return py::reinterpret_steal<py::object>(grad);
 }
 
-bool Table::find_entries(PyObject* state, Entries& entries) const {
-  // Most often the keys are these very objects, and a walk is quicker than four look-ups.
+bool Table::gather_entries(Param& param) const {
+  // Most often the keys are these very objects in this order, and a walk is quicker than look-ups.
   std::size_t found = 0;
   PyObject *key, *value;
   Py_ssize_t position = 0;
-  while (PyDict_Next(state, &position, &key, &value)) {
-    for (std::size_t i = 0; i < entry_names_.size(); ++i) {
-      if (entry_names_[i].ptr() == key) {
-        entries[i + 1] = value;
-        ++found;
-      }
-    }
+  while (found < entry_names_.size() && PyDict_Next(param.state, &position, &key, &value)) {
+    if (key != entry_names_[found].ptr()) continue;
+    param.held[++found] = py::reinterpret_borrow<py::object>(value);
   }
-  if (found == entry_names_.size()) return true;
-  for (std::size_t i = 0; i < entry_names_.size(); ++i) {
-    entries[i + 1] = PyDict_GetItemWithError(state, entry_names_[i].ptr());
-    if (entries[i + 1] == nullptr && PyErr_Occurred()) throw py::error_already_set();
-    if (entries[i + 1] == nullptr) return false;
+  for (; found < entry_names_.size(); ++found) {
+    value = PyDict_GetItemWithError(param.state, entry_names_[found].ptr());
+    if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
+    if (value == nullptr) return false;
+    param.held[found + 1] = py::reinterpret_borrow<py::object>(value);
   }
   return true;
 }
 
+void Table::prefetch(const Param& param) const {
+  for (std::size_t i = 0; i <= entry_names_.size(); ++i) reader_.prefetch(param.held[i].ptr());
+}
+
 void Table::clear() {
+  for (const std::size_t index : gathered_) release(params_[index]);
+  gathered_.clear();
   due_.clear();
   scalars_rows_.clear();
   for (Batch& batch : batches_) {
@@ -194,55 +205,54 @@ void Table::clear() {
   }
   for (Param& param : params_) {
     param.state = nullptr;
-    release(param);
+    param.is_staged = false;
   }
 }
 
 void Table::release(Param& param) {
-  param.held = {};
+  for (py::object& held : param.held) held = py::object();
   param.step = nullptr;
-  param.is_staged = false;
 }
 
-bool Table::put(int index, const py::object& grad, const py::tuple& states,
-                const py::object& step) {
-  Entries entries{grad.ptr(), step.ptr()};
+bool Table::put(int index, py::object grad, const py::tuple& states, py::object step) {
+  Param& param = params_.at(static_cast<std::size_t>(index));
   if (states.size() + 1 != entry_names_.size()) return false;
-  for (std::size_t i = 0; i < states.size(); ++i) {
-    entries[i + 2] = PyTuple_GET_ITEM(states.ptr(), static_cast<Py_ssize_t>(i));
-  }
-  return fill(params_.at(static_cast<std::size_t>(index)), entries);
+  gathered_.push_back(static_cast<std::size_t>(index));
+  param.held[0] = std::move(grad);
+  param.held[1] = std::move(step);
+  for (std::size_t i = 0; i < states.size(); ++i) param.held[i + 2] = states[i];
+  return fill(param);
 }
 
-bool Table::fill(Param& param, const Entries& entries) {
-  PyObject* grad = entries[0];
-  const auto same_place = [&](const TensorView& view) {
-    return view.device_type == param.device_type && view.device_id == param.device_id &&
-           same_shape(param.shape, view) && (view.data != nullptr || param.numel == 0);
+bool Table::fill(Param& param) {
+  const auto reads = [&](PyObject* tensor, std::int32_t dtype, TensorView& view) {
+    return reader_.read(tensor, view) && view.dtype == dtype &&
+           view.device_type == param.device_type && view.device_index == param.device_index &&
+           same_shape(shape(param), param.dim, view) && (view.data != nullptr || param.numel == 0);
   };
-  const auto same_dtype = [&](const TensorView& view) {
-    return view.dtype_code == param.dtype_code && view.dtype_bits == param.dtype_bits;
+  const auto lies_as = [&](const std::int64_t* strides, const TensorView& view) {
+    return same_strides(strides, view, param.numel);
   };
-  Row row{};
-  row.numel = param.numel;
   TensorView view;
+  // In place, so that nothing is copied: a row that is not completed is never launched.
+  Batch& batch = batches_[static_cast<std::size_t>(param.batch)];
+  param.row = batch.rows.size();
+  Row& row = batch.rows.emplace_back();
+  row.numel = param.numel;
 
-  if (!reader_.read(param.object.ptr(), view) || !same_place(view) || !same_dtype(view) ||
-      !same_strides(param.strides, view, param.numel)) {
-    return false;
-  }
+  if (!reads(param.object.ptr(), param.dtype, view) || !lies_as(strides(param), view)) return false;
   row.param = view.data;
-  param.is_staged = !same_strides(param.layout, view, param.numel);
+  param.is_staged = !lies_as(layout(param), view);
 
+  PyObject* const grad = param.held[0].ptr();
   // Some subclasses of torch.Tensor keep their elements elsewhere.
   const bool is_trusted =
       std::any_of(trusted_types_.begin(), trusted_types_.end(), [&](const py::type& type) {
         return type.ptr() == reinterpret_cast<PyObject*>(Py_TYPE(grad));
       });
-  if (!is_trusted) return false;
-  if (!reader_.read(grad, view) || !same_place(view) || !same_dtype(view)) return false;
+  if (!is_trusted || !reader_.is_strided(grad) || !reads(grad, param.dtype, view)) return false;
   row.grad = view.data;
-  param.is_staged |= !same_strides(param.layout, view, param.numel);
+  param.is_staged |= !lies_as(layout(param), view);
   // Autograd leaves a lazily negated gradient (the imaginary part of a conjugate) only where its
   // stride of two does not show: in a tensor of one element.
   if (param.numel == 1) {
@@ -253,15 +263,14 @@ bool Table::fill(Param& param, const Entries& entries) {
   }
 
   for (std::size_t i = 0; i + 1 < entry_names_.size(); ++i) {
-    if (!reader_.read(entries[i + 2], view) || !same_place(view) || view.dtype_code != floating ||
-        view.dtype_bits != param.state_bits || !same_strides(param.layout, view, param.numel)) {
+    if (!reads(param.held[i + 2].ptr(), param.state_dtype, view) || !lies_as(layout(param), view)) {
       return false;
     }
     row.state[i] = view.data;
   }
 
-  if (!reader_.read(entries[1], view) || view.device_type != on_cpu ||
-      view.dtype_code != floating || view.dtype_bits != 32 || view.ndim != 0) {
+  if (!reader_.read(param.held[1].ptr(), view) || view.dtype != step_dtype_ || view.dim != 0 ||
+      view.device_type != reader_.cpu()) {
     return false;
   }
   auto* step = reinterpret_cast<float*>(view.data);
@@ -269,15 +278,8 @@ bool Table::fill(Param& param, const Entries& entries) {
   row.scalars = scalars_row(param.group, static_cast<std::int64_t>(*step) + 1);
 
   param.step = step;
-  for (std::size_t i = 0; i < entry_names_.size() + 1; ++i) {
-    param.held[i] = py::reinterpret_borrow<py::object>(entries[i]);
-  }
-
-  Batch& batch = batches_[static_cast<std::size_t>(param.batch)];
   row.first_chunk = batch.num_chunks;
-  batch.num_chunks += (row.numel + batch.chunk_size - 1) / batch.chunk_size;
-  param.row = batch.rows.size();
-  batch.rows.push_back(row);
+  batch.num_chunks += param.num_chunks;
   return true;
 }
 
@@ -330,7 +332,8 @@ py::object Table::grad(int index) const {
 
 py::list Table::advance(int batch) {
   py::list stepped;
-  for (Param& param : params_) {
+  for (const std::size_t index : gathered_) {
+    Param& param = params_[index];
     if (param.batch != batch || param.step == nullptr) continue;
     *param.step += 1;
     release(param);

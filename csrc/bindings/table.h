@@ -44,8 +44,8 @@ class Table {
   // Adds a parameter of param group `group`, to be served by batch `batch` or by none, and returns
   // its index. `layout`: the strides that states have and that kernels run in, the
   // parameter's own where it is dense. Throws py::value_error for a tensor without plain memory.
-  int add_param(py::object param, int group, int batch, int state_bits,
-                std::vector<std::int64_t> layout);
+  int add_param(py::object param, int group, int batch, const py::object& state_dtype,
+                const std::vector<std::int64_t>& layout);
 
   // Takes gradients of type `type` for plain tensors, as those of torch.Tensor itself are.
   void trust(const py::type& type);
@@ -58,7 +58,7 @@ class Table {
   bool refresh(const py::list& param_groups, const py::dict& state);
 
   // Fills one parameter's row from tensors in hand, as `refresh` does; `clear` goes before.
-  bool put(int param, const py::object& grad, const py::tuple& states, const py::object& step);
+  bool put(int param, py::object grad, const py::tuple& states, py::object step);
   void clear();
 
   // Parameters that, or whose gradient, must be copied into the layout before a launch, and the
@@ -88,28 +88,31 @@ class Table {
  private:
   // The tensors of one parameter's row beside itself: grad, then as in entry_names_.
   static constexpr std::size_t max_entries = 2 + max_states;
-  using Entries = std::array<PyObject*, max_entries>;  // borrowed
   using Held = std::array<py::object, max_entries>;
 
   struct Param {
     py::object object;
     bool inherits_grad;  // `grad` is torch.Tensor's own attribute
     int group, batch;
-    std::int32_t device_type, device_id;
-    std::uint8_t dtype_code, dtype_bits, state_bits;
-    std::int64_t numel;
-    std::vector<std::int64_t> shape, strides, layout;
+    std::int32_t dtype, state_dtype, device_type, device_index;
+    std::int64_t numel, num_chunks, dim;
+    std::size_t sizes;  // where in sizes_ its shape, strides and layout stand
     // This step's:
     PyObject* state = nullptr;  // borrowed from the optimizer's state
-    Held held;                  // grad, step and states, alive until the launch is done
+    Held held;                  // grad, step and states, until the launch is done
     float* step = nullptr;      // null: no gradient, not stepped
     std::size_t row = 0;
     bool is_staged = false;
   };
 
+  const std::int64_t* shape(const Param& param) const { return &sizes_[param.sizes]; }
+  const std::int64_t* strides(const Param& param) const { return shape(param) + param.dim; }
+  const std::int64_t* layout(const Param& param) const { return strides(param) + param.dim; }
+
   py::object grad_of(const Param& param) const;
-  bool find_entries(PyObject* state, Entries& entries) const;
-  bool fill(Param& param, const Entries& entries);
+  bool gather_entries(Param& param) const;
+  void prefetch(const Param& param) const;
+  bool fill(Param& param);
   static void release(Param& param);
   std::int64_t scalars_row(int group, std::int64_t step);
 
@@ -118,9 +121,12 @@ class Table {
   std::vector<py::object> entry_names_;  // step, then the states; interned
   py::object params_key_, grad_key_, is_neg_key_;
   py::object grad_descriptor_;
+  std::int32_t step_dtype_;
   std::vector<Param> params_;
+  std::vector<std::int64_t> sizes_;  // of all, in one place: a step reads them all
   std::vector<std::size_t> group_sizes_;
   std::vector<std::pair<py::object, int>> expected_state_;  // key, index of the parameter or -1
+  std::vector<std::size_t> gathered_;                       // indices of this step's parameters
   std::vector<Batch> batches_;
   std::vector<std::pair<int, std::int64_t>> due_;
   std::map<std::pair<int, std::int64_t>, std::int64_t> scalars_rows_;  // index into due_

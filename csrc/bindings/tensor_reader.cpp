@@ -1,19 +1,8 @@
 #include "tensor_reader.h"
 
+#include <string>
+
 namespace {
-
-// DLPackExchangeAPI of DLPack 1.3, field for field; the same source as TensorView's.
-struct ExchangeAPI {
-  std::uint32_t major, minor;
-  const ExchangeAPI* older;
-  void* managed_tensor_allocator;
-  void* managed_tensor_from_py_object;
-  void* managed_tensor_to_py_object;
-  int (*dltensor_from_py_object)(void* py_object, TensorView* out);
-  void* current_work_stream;
-};
-
-constexpr std::uint32_t known_major = 1;
 
 void copy_integers(const py::tuple& from, std::vector<std::int64_t>& to) {
   to.clear();
@@ -25,26 +14,27 @@ void copy_integers(const py::tuple& from, std::vector<std::int64_t>& to) {
 TensorReader::TensorReader(bool fast) {
   const py::module_ torch = py::module_::import("torch");
   tensor_type_ = torch.attr("Tensor");
-  if (fast) exchange_ = find_exchange();
-
-  constexpr int floating = 2, bfloat = 4;
-  dtypes_[torch.attr("float16")] = py::make_tuple(floating, 16);
-  dtypes_[torch.attr("float32")] = py::make_tuple(floating, 32);
-  dtypes_[torch.attr("float64")] = py::make_tuple(floating, 64);
-  dtypes_[torch.attr("bfloat16")] = py::make_tuple(bfloat, 16);
-  device_types_["cpu"] = 1;
-  device_types_["cuda"] = 2;
   strided_ = torch.attr("strided");
+  if (fast) {
+    static const std::optional<TorchShim> found = TorchShim::find();
+    shim_ = found;
+  }
+  const auto number = [&](const std::string& kind, const char* name, int otherwise) {
+    return shim_ ? shim_->constant(kind + name) : otherwise;
+  };
+  int count = 0;
+  for (const char* name : {"float16", "bfloat16", "float32", "float64"}) {
+    dtypes_[torch.attr(name)] = number("dtype_", name, count++);
+  }
+  for (const char* name : {"cpu", "cuda"}) {
+    device_types_[name] = number("device_type_", name, count++);
+  }
+  cpu_ = device_types_["cpu"].cast<std::int32_t>();
+  if (shim_) strided_layout_ = shim_->constant("layout_strided");
 }
 
-TensorReader::Exchange TensorReader::find_exchange() const {
-  if (!py::hasattr(tensor_type_, "__dlpack_c_exchange_api__")) return nullptr;
-  const py::object capsule = tensor_type_.attr("__dlpack_c_exchange_api__");
-  void* pointer = PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api");
-  if (pointer == nullptr) throw py::error_already_set();
-  const auto* api = static_cast<const ExchangeAPI*>(pointer);
-  while (api != nullptr && api->major != known_major) api = api->older;
-  return api == nullptr ? nullptr : api->dltensor_from_py_object;
+std::int32_t TensorReader::number_of(const py::object& dtype) const {
+  return dtypes_[dtype].cast<std::int32_t>();
 }
 
 bool TensorReader::read_by_methods(PyObject* object, TensorView& view) {
@@ -55,19 +45,15 @@ bool TensorReader::read_by_methods(PyObject* object, TensorView& view) {
   const py::object device = tensor.attr("device");
   const py::object device_type = device.attr("type");
   if (!dtypes_.contains(dtype) || !device_types_.contains(device_type)) return false;
-  const py::tuple code_and_bits = dtypes_[dtype];
   const py::object index = device.attr("index");
   copy_integers(tensor.attr("shape"), shape_);
   copy_integers(tensor.attr("stride")(), strides_);
-  view = {reinterpret_cast<char*>(tensor.attr("data_ptr")().cast<std::uintptr_t>()),
-          device_types_[device_type].cast<std::int32_t>(),
-          index.is_none() ? 0 : index.cast<std::int32_t>(),
-          static_cast<std::int32_t>(shape_.size()),
-          code_and_bits[0].cast<std::uint8_t>(),
-          code_and_bits[1].cast<std::uint8_t>(),
-          1,
-          shape_.data(),
-          strides_.data(),
-          0};
+  view.data = reinterpret_cast<char*>(tensor.attr("data_ptr")().cast<std::uintptr_t>());
+  view.dim = static_cast<std::int64_t>(shape_.size());
+  view.shape = shape_.data();
+  view.strides = strides_.data();
+  view.dtype = dtypes_[dtype].cast<std::int32_t>();
+  view.device_type = device_types_[device_type].cast<std::int32_t>();
+  view.device_index = view.device_type == cpu_ || index.is_none() ? 0 : index.cast<std::int32_t>();
   return true;
 }

@@ -1,28 +1,27 @@
-// Reads a torch tensor's address, layout, dtype and device, without torch's headers.
-//
-// torch >= 2.10 offers the C function table of the DLPack specification (version 1.3,
-// DLPackExchangeAPI): some 50 nanoseconds a tensor. Older releases are asked through their Python
-// methods, some microseconds a tensor.
+// Reads a torch tensor's address, layout, dtype and device, without torch's headers: through
+// torch's C interface (torch_shim.h) or, where that is not to be had, through Python methods, some
+// microseconds a tensor.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <vector>
+
+#include "torch_shim.h"
 
 namespace py = pybind11;
 
-// A tensor as DLPack describes it: DLTensor, field for field. Shape and strides stay valid until
-// the next read. Source: include/dlpack/dlpack.h in github.com/dmlc/dlpack.
+// Shape and strides stay valid until the next read.
 struct TensorView {
   char* data;
-  std::int32_t device_type, device_id;
-  std::int32_t ndim;
-  std::uint8_t dtype_code, dtype_bits;
-  std::uint16_t dtype_lanes;
+  std::int64_t dim;
   const std::int64_t* shape;
   const std::int64_t* strides;
-  std::uint64_t byte_offset;  // counted in `data` already, once read
+  std::int32_t dtype, device_type;  // numbered by the reader
+  std::int32_t device_index;        // 0 on the CPU
 };
 
 class TensorReader {
@@ -30,33 +29,60 @@ class TensorReader {
   // `fast` = false reads through Python methods whatever torch offers.
   explicit TensorReader(bool fast);
 
-  bool fast() const { return exchange_ != nullptr; }
+  bool fast() const { return shim_.has_value(); }
+  std::int32_t cpu() const { return cpu_; }
+  // Throws py::key_error for a dtype that no engine has.
+  std::int32_t number_of(const py::object& dtype) const;
 
-  // False where `tensor` is none, or has no plain memory on a device that DLPack names (sparse,
-  // meta, ...).
+  // False where `tensor` is none, or has no plain memory (sparse, ...).
   bool read(PyObject* tensor, TensorView& view) {
-    if (!PyObject_TypeCheck(tensor, reinterpret_cast<PyTypeObject*>(tensor_type_.ptr()))) {
-      return false;
+    if (!PyObject_TypeCheck(tensor, tensor_type())) return false;
+    return shim_ ? read_by_shim(tensor, view) : read_by_methods(tensor, view);
+  }
+
+  // To be asked first where a tensor may be sparse: `read` would have torch log a complaint.
+  bool is_strided(PyObject* tensor) const {
+    if (!shim_) return true;  // `read` looks for itself
+    if (shim_->get_layout == nullptr) {
+      const py::object layout = py::handle(tensor).attr("layout");
+      return layout.is(strided_);
     }
-    if (exchange_ == nullptr) return read_by_methods(tensor, view);
-    if (exchange_(tensor, &view) != 0) {
-      PyErr_Clear();  // the caller learns it from the result
-      return false;
-    }
-    view.data += view.byte_offset;
-    return true;
+    std::int32_t layout = -1;
+    return shim_->get_layout(shim_->handle(tensor), &layout) == 0 && layout == strided_layout_;
+  }
+
+  // Asks for the memory that `read` of this tensor will want. A hint, good for three cache lines,
+  // the size of torch's TensorImpl: nothing is read.
+  void prefetch(PyObject* tensor) const {
+    if (!shim_ || !PyObject_TypeCheck(tensor, tensor_type())) return;
+    const char* implementation = shim_->implementation(tensor);
+    for (int line = 0; line < 3; ++line) __builtin_prefetch(implementation + 64 * line);
   }
 
  private:
-  using Exchange = int (*)(void* py_object, TensorView* out);
-  Exchange find_exchange() const;
+  PyTypeObject* tensor_type() const { return reinterpret_cast<PyTypeObject*>(tensor_type_.ptr()); }
+
+  bool read_by_shim(PyObject* tensor, TensorView& view) {
+    void* const handle = shim_->handle(tensor);
+    void* data = nullptr;
+    if (shim_->get_data_ptr(handle, &data) != 0 || shim_->get_dim(handle, &view.dim) != 0 ||
+        shim_->get_sizes(handle, &view.shape) != 0 ||
+        shim_->get_strides(handle, &view.strides) != 0 ||
+        shim_->get_dtype(handle, &view.dtype) != 0 ||
+        shim_->get_device_type(handle, &view.device_type) != 0) {
+      return false;
+    }
+    view.data = static_cast<char*>(data);
+    view.device_index = 0;
+    return view.device_type == cpu_ || shim_->get_device_index(handle, &view.device_index) == 0;
+  }
 
   bool read_by_methods(PyObject* tensor, TensorView& view);
 
-  py::object tensor_type_;  // torch.Tensor
-  Exchange exchange_ = nullptr;
-  py::dict dtypes_;        // torch.dtype -> (DLPack code, bits)
-  py::dict device_types_;  // torch.device.type -> DLPack code
-  py::object strided_;
+  std::optional<TorchShim> shim_;
+  py::object tensor_type_;          // torch.Tensor
+  py::object strided_;              // torch.strided
+  py::dict dtypes_, device_types_;  // torch.dtype and torch.device.type -> number
+  std::int32_t cpu_, strided_layout_ = 0;
   std::vector<std::int64_t> shape_, strides_;
 };

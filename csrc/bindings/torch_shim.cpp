@@ -1,0 +1,79 @@
+#include "torch_shim.h"
+
+#include <dlfcn.h>
+
+#include <stdexcept>
+
+namespace {
+
+template <typename Function>
+bool look_up(void* library, const std::string& name, Function& function) {
+  function = reinterpret_cast<Function>(dlsym(library, ("aoti_torch_" + name).c_str()));
+  return function != nullptr;
+}
+
+// The address of a tensor's implementation, as Python can ask for it.
+void* implementation(const py::handle tensor) {
+  return reinterpret_cast<void*>(tensor.attr("_cdata").cast<std::uintptr_t>());
+}
+
+// Whether what torch itself calls a handle is the address of a word as described.
+bool handles_are_addresses(const py::object& aoti, const py::object& tensor) {
+  const py::list handles = aoti.attr("unsafe_alloc_void_ptrs_from_tensors")(py::make_tuple(tensor));
+  const py::capsule handle = handles[0];
+  const bool found = *handle.get_pointer<void*>() == implementation(tensor);
+  aoti.attr("alloc_tensors_by_stealing_from_void_ptrs")(handles);  // gives the handle back
+  return found;
+}
+
+// Where in a Python tensor the word lies; nothing unless there is exactly one such place.
+std::optional<std::ptrdiff_t> find_handle(const py::object& tensor) {
+  void* const wanted = implementation(tensor);
+  const auto* words = reinterpret_cast<void* const*>(tensor.ptr());
+  const auto size = static_cast<std::size_t>(Py_TYPE(tensor.ptr())->tp_basicsize) / sizeof(void*);
+  std::optional<std::ptrdiff_t> offset;
+  for (std::size_t i = sizeof(PyObject) / sizeof(void*); i < size; ++i) {
+    if (words[i] != wanted) continue;
+    if (offset) return std::nullopt;
+    offset = static_cast<std::ptrdiff_t>(i * sizeof(void*));
+  }
+  return offset;
+}
+
+}  // namespace
+
+std::optional<TorchShim> TorchShim::find() {
+  TorchShim shim{};
+  // Loaded long ago, by torch; only asked for here.
+  shim.library = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+  if (shim.library == nullptr || !look_up(shim.library, "get_data_ptr", shim.get_data_ptr) ||
+      !look_up(shim.library, "get_dim", shim.get_dim) ||
+      !look_up(shim.library, "get_sizes", shim.get_sizes) ||
+      !look_up(shim.library, "get_strides", shim.get_strides) ||
+      !look_up(shim.library, "get_dtype", shim.get_dtype) ||
+      !look_up(shim.library, "get_device_type", shim.get_device_type) ||
+      !look_up(shim.library, "get_device_index", shim.get_device_index)) {
+    return std::nullopt;
+  }
+  look_up(shim.library, "get_layout", shim.get_layout);
+
+  const py::module_ torch = py::module_::import("torch");
+  const py::object torch_c = torch.attr("_C");
+  if (!py::hasattr(torch_c, "_aoti")) return std::nullopt;
+  const py::object tensor = torch.attr("empty")(1, py::arg("device") = "cpu");
+  if (!py::hasattr(tensor, "_cdata") || !handles_are_addresses(torch_c.attr("_aoti"), tensor)) {
+    return std::nullopt;
+  }
+  const auto offset = find_handle(tensor);
+  if (!offset || offset != find_handle(torch.attr("nn").attr("Parameter")(tensor))) {
+    return std::nullopt;
+  }
+  shim.handle_offset = *offset;
+  return shim;
+}
+
+std::int32_t TorchShim::constant(const std::string& name) const {
+  std::int32_t (*function)() = nullptr;
+  if (!look_up(library, name, function)) throw std::runtime_error("torch has no " + name);
+  return function();
+}
