@@ -161,12 +161,17 @@ class Plan:
             # Named, because torch.set_default_device may say otherwise.
             step = torch.zeros((), dtype=torch.float32, device="cpu")
             state[param] = {"step": step} | {
-                name: torch.zeros_like(param, dtype=COMPUTE_DTYPES[param.dtype])
+                name: self._zeros_like(member, COMPUTE_DTYPES[param.dtype])
                 for name in self._rule.states
             }
         elif member.batch >= 0:
             for name in self._rule.states:
                 state[param][name] = laid_out(state[param][name], member.layout)
+
+    def _zeros_like(self, member: Member, dtype: torch.dtype) -> Tensor:
+        if member.batch < 0:
+            return torch.zeros_like(member.param, dtype=dtype)
+        return self._batches[member.batch].backend.zeros_like(member.param, dtype)
 
     def _make_table(self, state: State, fast: bool) -> Any:
         table = extension.core.Table(list(self._rule.states), len(self._requested), fast)

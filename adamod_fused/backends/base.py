@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 
 class Status(NamedTuple):
@@ -30,6 +31,9 @@ class Backend(Protocol):
 
     def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why parameters of this device and dtype cannot be served; None where they can."""
+
+    def zeros_like(self, param: Tensor, dtype: torch.dtype) -> Tensor:
+        """A new state for a parameter."""
 
     def run(
         self, rule: str, table: Any, index: int, device: torch.device, dtype: torch.dtype

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import extension
 from .base import Status, dtype_name, refusal
@@ -46,6 +47,9 @@ class CudaBackend:
         if refused is None and self._module is not None and torch.cuda.is_available():
             refused = self._why_unusable(device.index)  # one GPU may be older than another
         return refused
+
+    def zeros_like(self, param: Tensor, dtype: torch.dtype) -> Tensor:
+        return torch.zeros_like(param, dtype=dtype)
 
     def run(
         self, rule: str, table: Any, index: int, device: torch.device, dtype: torch.dtype

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..extras import installed
 from . import extension
@@ -60,6 +61,9 @@ class TritonBackend:
 
     def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return refusal(device, dtype, "cpu" if _interpreted() else "cuda", self.dtypes)
+
+    def zeros_like(self, param: Tensor, dtype: torch.dtype) -> Tensor:
+        return torch.zeros_like(param, dtype=dtype)
 
     def run(
         self, rule: str, table: Any, index: int, device: torch.device, dtype: torch.dtype

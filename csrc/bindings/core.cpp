@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "../engine/cpu.h"
+#include "../engine/huge_pages.h"
 #include "../rules/all.h"
 #include "table.h"
 
@@ -85,6 +86,9 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("cpu_step", &cpu_step);
   m.def("cpu_instruction_sets", &cpu::instruction_sets);
+  m.def("prefer_huge_pages", [](std::uintptr_t address, std::size_t bytes) {
+    prefer_huge_pages(reinterpret_cast<void*>(address), bytes);
+  });
   m.attr("cpu_chunk_size") = cpu::chunk_size;
 
   py::dict rules;
