@@ -2,6 +2,8 @@
 #
 #   make demo    train a small language model with AdaMod, compare, draw
 #   make test    everything that needs no GPU: lint, format, types, tests
+#   make bench   time AdaMod beside every peer that there is; records and figures go to OUT
+#   make bench-check   compare the records with the targets
 #   make asan    the tests again, against a CPU extension built with ASan and UBSan
 #   make gpu     offline: build with the torch, triton and nvcc at hand, run the GPU tests, leave
 #                a record in OUT; needs no `make env`
@@ -20,7 +22,9 @@ PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check --quiet -c .ci/c
 CXX_FILES := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 ENV := $(VENV)/.installed
 
-.PHONY: env demo test lint format types pytest asan gpu clean
+BENCH_ENV := $(VENV)/.installed-bench
+
+.PHONY: env demo bench bench-check test lint format types pytest asan gpu clean
 
 env: $(ENV)
 
@@ -33,6 +37,16 @@ $(ENV): pyproject.toml setup.py .ci/constraints.txt $(shell find csrc -type f)
 
 demo: $(ENV)
 	$(PY) -m adamod_fused demo
+
+$(BENCH_ENV): $(ENV)
+	$(PIP_INSTALL) --no-build-isolation --editable '.[bench]'
+	touch $@
+
+bench: $(BENCH_ENV)
+	$(PY) -m bench --out $(OUT)
+
+bench-check: $(ENV)
+	$(PY) -m bench check
 
 test: lint types pytest
 

@@ -1,9 +1,11 @@
-"""`make gpu`: builds the package with what this machine has, runs the GPU tests, leaves a record.
+"""`make gpu`: builds the package with what this machine has, tests, measures, leaves records.
 
 Offline: nothing is fetched from a network. The package is built and installed into build/gpu/site,
-which the tests import; the environment of python3 is not touched. The record is a JSON file with
-the versions, the GPU, the commit, the outcome of every test and a first timing; it is written
-whatever happens, before --minutes are over. The exit code says whether all tests passed.
+which everything imports; the environment of python3 is not touched. The record is a JSON file with
+the versions, the GPU, the commit, the outcome of every test and what the benchmark and the trials
+did; it is written whatever happens, before --minutes are over. The benchmark and the trials leave
+records and figures of their own beside it. The exit code is 0 if all tests passed and no gate of
+the benchmark was red.
 """
 
 import argparse
@@ -23,8 +25,21 @@ ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "gpu"
 SITE = WORK / "site"
 
-TIMING_SECONDS = 75  # kept free for the timing after the tests
-RECORD_SECONDS = 5  # and for the record after the timing
+# Of the time for everything: the build gets at most half of it, the tests the rest but for what is
+# kept free for the benchmark. Where they leave more, the trials get their part of that.
+BENCH_LEAST_SECONDS = 90
+TRIALS_SECONDS = 100
+RECORD_SECONDS = 5  # for the record after all
+GRACE_SECONDS = 5  # for what stops by itself to do so, before it is killed
+LEAST_SECONDS = 30  # with less nothing is begun
+
+BENCHMARK = ("bench", "--device", "cuda")
+TRIALS = ("bench.trials",)
+
+
+def bench_seconds(left):
+    """The benchmark's part of what the tests have left; the trials get the rest."""
+    return max(left - TRIALS_SECONDS, min(left, BENCH_LEAST_SECONDS))
 
 
 def finish(command, env, seconds):
@@ -54,8 +69,9 @@ def build(versions, capability, seconds):
 
 def run(*command, seconds, **variables):
     """Finishes a Python command that imports the package from SITE."""
-    paths = [str(SITE), str(ROOT / ".ci"), os.environ.get("PYTHONPATH", "")]
-    # PYTHONSAFEPATH: in the checkout the package without the build must not come first.
+    # ROOT for `bench`. It holds the package without its build too, which must not come first:
+    # SITE is before it, and PYTHONSAFEPATH keeps the folder that this is called in away.
+    paths = [str(SITE), str(ROOT / ".ci"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     env = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONSAFEPATH": "1"} | variables
     return finish([sys.executable, *command], os.environ | env, seconds)
 
@@ -85,12 +101,24 @@ def run_tests(arguments, seconds):
     return status, tests
 
 
-def run_timing(seconds):
-    timing = WORK / "timing.json"
-    timing.unlink(missing_ok=True)
-    status = run("bench/gpu_first_timing.py", "--out", str(timing), seconds=seconds)
-    measured = json.loads(timing.read_text()) if timing.exists() else {}
-    return {"exit_code": status, **measured}
+def measuring(command, out, commit, seconds):
+    """A command of the benchmark, told to stop by itself before ``seconds`` are over."""
+    options = ["--minutes", f"{(seconds - GRACE_SECONDS) / 60:.2f}", "--out", str(out)]
+    return ["-m", *command, *options, *(["--commit", commit] if commit else [])]
+
+
+def measure(command, out, commit, seconds):
+    """Runs it; its exit code and the files that it wrote, or why there are none."""
+    if seconds < LEAST_SECONDS:
+        return {"left_out": f"{max(seconds, 0):.0f} seconds were left, {LEAST_SECONDS} are needed"}
+    start, began = time.monotonic(), time.time()
+    status = run(*measuring(command, out, commit, seconds), seconds=seconds)
+    found = {"exit_code": status, "seconds": round(time.monotonic() - start, 1)}
+    if status is None:
+        found["left_out"] = "it did not stop by itself in time, and was killed"
+    # A second earlier: the clock of a file system may be behind by less.
+    written = (path for path in out.glob("bench-*") if path.stat().st_mtime > began - 1)
+    return found | {"files": sorted(path.name for path in written)}
 
 
 def write(record, folder):
@@ -128,16 +156,21 @@ def main():
         record["built"] = build(versions, record["compute_capability"], left(0) / 2) == 0
         record["build_seconds"] = round(time.monotonic() - start, 1)
         if record["built"]:
-            reserve = TIMING_SECONDS + RECORD_SECONDS
+            reserve = BENCH_LEAST_SECONDS + RECORD_SECONDS
             record["pytest_exit_code"], record["tests"] = run_tests(arguments.pytest, left(reserve))
             outcomes = [test["outcome"] for test in record["tests"]]
             record["outcomes"] = {outcome: outcomes.count(outcome) for outcome in set(outcomes)}
             record["tests_passed"] = record["pytest_exit_code"] == 0 and "passed" in outcomes
-            record["timing"] = run_timing(left(RECORD_SECONDS))
+            place = arguments.out.resolve(), record["commit"]
+            record["benchmark"] = measure(BENCHMARK, *place, bench_seconds(left(RECORD_SECONDS)))
+            record["trials"] = measure(TRIALS, *place, left(RECORD_SECONDS))
     finally:
         path = write(record, arguments.out)
         print(f"make gpu: {record.get('outcomes', 'no test ran')}; record: {path}", flush=True)
-    sys.exit(0 if record["tests_passed"] else 1)
+        for name in ("benchmark", "trials"):
+            print(f"make gpu: {name}: {record.get(name, 'not begun')}", flush=True)
+    red = record.get("benchmark", {}).get("exit_code") == 1
+    sys.exit(0 if record["tests_passed"] and not red else 1)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from adamod_fused.backends import extension
 from adamod_fused.backends.cpu import CpuBackend
 from adamod_fused.backends.cuda import CudaBackend
 from adamod_fused.plan import Plan
+
+# For `import bench`; last, so that the package under test may be one installed elsewhere.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 
 def pytest_report_header() -> str:

@@ -19,6 +19,8 @@ from cases import SIZES
 from emulation.build import build_emulated_cuda, import_extension
 from helpers import assert_same_bits
 
+from adamod_fused import AdaMod as AdaModOptimizer
+from adamod_fused import backends
 from adamod_fused.reference import AdaMod
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -47,6 +49,23 @@ GUARD = 0xA5
 def emulated(tmp_path_factory):
     """The module ``_cuda`` and, as ``runtime``, the stand-in runtime inside it."""
     path = build_emulated_cuda(tmp_path_factory.mktemp("emulated_cuda"))
+    return import_extension(path), ctypes.CDLL(str(path))
+
+
+# Every member of csrc/engine/cuda_tuning.h, changed in one of these.
+TUNINGS = {
+    "small": """t.block_threads = 128; t.chunk_size = 2048; t.groups = 2; t.persistent = true;
+        t.streaming_loads = true; t.max_table_bytes = 1664""",
+    "large": """t.block_threads = 512; t.chunk_size = 16384; t.groups = 4; t.min_blocks = 1;
+        t.group_by_widest = true; t.streaming_stores = true""",
+}
+
+
+@pytest.fixture(scope="session", params=TUNINGS)
+def tuned(request, tmp_path_factory):
+    """The same, each with other constants in csrc/engine/cuda_tuning.h."""
+    tuning = " ".join(TUNINGS[request.param].split())
+    path = build_emulated_cuda(tmp_path_factory.mktemp("tuned_cuda"), tuning=tuning)
     return import_extension(path), ctypes.CDLL(str(path))
 
 
@@ -188,6 +207,39 @@ def test_all_sizes_in_one_launch(engine, runtime, dtype, offsets):
     launches = runtime.emulation_launches()
     run_steps(batch, runtime)
     assert runtime.emulation_launches() - launches == 3
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize(
+    ("tensors", "groups"),
+    [(1, 1), (148, 3), (ROWS_BY_VALUE, 1), (ROWS_BY_VALUE + 1, 1), (40, SCALARS_BY_VALUE + 1)],
+)
+def test_one_launch_a_step(engine, runtime, emulated_cuda, monkeypatch, tensors, groups, dtype):
+    """Whatever the list and the param groups, with tables by value and by address."""
+    backend = type(emulated_cuda)(engine)
+    monkeypatch.setitem(backends._BACKENDS, "cuda", backend)
+    params = [torch.nn.Parameter(torch.ones(1 + i % 7, dtype=dtype)) for i in range(tensors)]
+    optimizer = AdaModOptimizer(
+        [{"params": params[i::groups], "lr": 1e-3 * (i + 1)} for i in range(groups)],
+        backend="cuda",
+    )
+    for _ in range(3):
+        for param in params:
+            param.grad = torch.ones_like(param)
+        launches = runtime.emulation_launches()
+        optimizer.step()
+        assert runtime.emulation_launches() - launches == 1
+        runtime.emulation_synchronize()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_tuning_changes_a_result(tuned, dtype):
+    engine, runtime = tuned
+    for offsets in (CONGRUENT[0], CONGRUENT[3], INCONGRUENT[4]):
+        batch = Batch(engine, dtype, edge_sizes(engine), offsets)
+        launches = runtime.emulation_launches()
+        run_steps(batch, runtime)
+        assert runtime.emulation_launches() - launches == 3
 
 
 @pytest.mark.parametrize("offsets", CONGRUENT + INCONGRUENT, ids=str)

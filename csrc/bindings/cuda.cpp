@@ -13,7 +13,7 @@ namespace py = pybind11;
 PYBIND11_MODULE(_cuda, module) {
   module.doc() =
       "The CUDA engine of adamod_fused. Addresses are integers, as data_ptr() gives them.";
-  module.attr("chunk_size") = cuda_engine::chunk_size;
+  module.attr("chunk_size") = cuda_engine::chunk_size();
   module.attr("cudart_version") = cuda_engine::runtime_version();
 
   module.def(

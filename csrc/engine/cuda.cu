@@ -12,6 +12,7 @@
 #include "cuda.h"
 #include "cuda_kernel.h"
 #include "cuda_support.h"
+#include "cuda_tuning.h"
 #include "cuda_upload.h"
 #include "storage.h"
 
@@ -30,7 +31,7 @@ template <typename Scalars>
 struct TableByValue {
   static constexpr int max_scalars = 32;
   static constexpr int max_rows =
-      (max_parameter_bytes - sizeof(std::int64_t) - max_scalars * sizeof(Scalars)) / sizeof(Row);
+      (tuning.max_table_bytes - sizeof(std::int64_t) - max_scalars * sizeof(Scalars)) / sizeof(Row);
 
   Row rows[max_rows];
   Scalars scalars[max_scalars];
@@ -49,15 +50,33 @@ struct TableByAddress {
   int num_rows;
 };
 
+// One a chunk, or as many as the current device runs at once.
+template <typename Kernel>
+std::int64_t num_blocks(Kernel kernel, const Batch& batch) {
+  if constexpr (tuning.persistent) {
+    int device = 0;
+    int multiprocessors = 0;
+    int resident = 0;
+    check(cudaGetDevice(&device), "asking for the current device");
+    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+          "counting the multiprocessors");
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, tuning.block_threads, 0),
+          "counting the blocks that run at once");
+    return std::min<std::int64_t>(batch.num_chunks, multiprocessors * resident);
+  } else {
+    return batch.num_chunks;
+  }
+}
+
 template <typename Rule, typename Format, typename Table>
 void launch(const Table& table, const Batch& batch, cudaStream_t stream) {
   static_assert(sizeof(Table) <= max_parameter_bytes, "the table is a kernel parameter");
+  const auto kernel = step_kernel<Rule, Format, Table>;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(batch.num_chunks));
-  config.blockDim = dim3(block_threads);
+  config.gridDim = dim3(static_cast<unsigned>(num_blocks(kernel, batch)));
+  config.blockDim = dim3(tuning.block_threads);
   config.stream = stream;
-  check(cudaLaunchKernelEx(&config, step_kernel<Rule, Format, Table>, table),
-        "launching the kernel");
+  check(cudaLaunchKernelEx(&config, kernel, table), "launching the kernel");
 }
 
 template <typename Rule, typename Format>
@@ -147,6 +166,8 @@ void step(const std::string& rule, const std::string& dtype, const Batch& batch,
   }
   throw std::invalid_argument("the CUDA engine has the rules" + rules + ", got " + rule);
 }
+
+std::int64_t chunk_size() { return tuning.chunk_size; }
 
 int runtime_version() { return CUDART_VERSION; }
 

@@ -10,10 +10,8 @@
 
 namespace cuda_engine {
 
-// Elements that one thread block updates, the unit of Row::first_chunk. Large enough that finding
-// the row costs little beside the four to eight rounds of 128-bit accesses that each thread makes,
-// small enough that a tensor of a million elements gives every multiprocessor a block.
-constexpr std::int64_t chunk_size = 8192;
+// The unit of Row::first_chunk, in elements.
+std::int64_t chunk_size();
 
 // One optimizer step of all tensors of one device and parameter dtype. The arrays are in host
 // memory and may change as soon as step() returns.

@@ -3,16 +3,18 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
-#include "cuda.h"
+#include "cuda_tuning.h"
 #include "row.h"
+#include "storage.h"
 
 namespace cuda_engine {
 
-constexpr int block_threads = 256;
 constexpr int access_bytes = 16;  // the widest access that all architectures have
 
 // Neighbouring elements of one stream, in registers; aligned so that the compiler reads and writes
@@ -22,17 +24,44 @@ struct alignas(size * sizeof(T) < access_bytes ? size * sizeof(T) : access_bytes
   T elements[size];
 };
 
+// A pack as the intrinsics for streaming accesses move it.
+template <typename Pack>
+struct Words {
+  using Word = std::conditional_t<sizeof(Pack) < access_bytes, uint2, uint4>;
+  static constexpr int size = sizeof(Pack) / sizeof(Word);
+  Word words[size];
+};
+
 // The assumption spares a generic access where the address was itself read from memory.
 template <int size, typename T>
 __device__ __forceinline__ Pack<T, size> load(const T* from) {
   __builtin_assume(__isGlobal(from));
-  return *reinterpret_cast<const Pack<T, size>*>(from);
+  if constexpr (tuning.streaming_loads && size > 1) {
+    using Parts = Words<Pack<T, size>>;
+    Parts parts;
+#pragma unroll
+    for (int w = 0; w < Parts::size; ++w) {
+      parts.words[w] = __ldcs(reinterpret_cast<const typename Parts::Word*>(from) + w);
+    }
+    return bit_cast<Pack<T, size>>(parts);
+  } else {
+    return *reinterpret_cast<const Pack<T, size>*>(from);
+  }
 }
 
 template <int size, typename T>
 __device__ __forceinline__ void store(T* to, const Pack<T, size>& pack) {
   __builtin_assume(__isGlobal(to));
-  *reinterpret_cast<Pack<T, size>*>(to) = pack;
+  if constexpr (tuning.streaming_stores && size > 1) {
+    using Parts = Words<Pack<T, size>>;
+    const auto parts = bit_cast<Parts>(pack);
+#pragma unroll
+    for (int w = 0; w < Parts::size; ++w) {
+      __stcs(reinterpret_cast<typename Parts::Word*>(to) + w, parts.words[w]);
+    }
+  } else {
+    *reinterpret_cast<Pack<T, size>*>(to) = pack;
+  }
 }
 
 // The streams of one row: param, grad and the states that the rule has.
@@ -45,10 +74,12 @@ struct Streams<Rule, Format, std::index_sequence<k...>> {
   using Storage = typename Format::storage;
   using Compute = typename Format::compute;
 
-  // Elements per thread and round: 128 bits of the narrowest stream.
-  static constexpr int group =
-      access_bytes / (sizeof(Storage) < sizeof(Compute) ? sizeof(Storage) : sizeof(Compute));
-  static_assert(chunk_size % group == 0, "a chunk ends where a group ends");
+  // Elements that a thread moves in one access of 128 bits, or a few.
+  static constexpr std::size_t group_itemsize = tuning.group_by_widest
+                                                    ? std::max(sizeof(Storage), sizeof(Compute))
+                                                    : std::min(sizeof(Storage), sizeof(Compute));
+  static constexpr int group = access_bytes / group_itemsize;
+  static_assert(tuning.chunk_size % group == 0, "a chunk ends where a group ends");
 
   Storage* param;
   const Storage* grad;
@@ -68,23 +99,33 @@ struct Streams<Rule, Format, std::index_sequence<k...>> {
     return aligned(param + i) && aligned(grad + i) && (aligned(state[k] + i) && ...);
   }
 
-  // Moves `size` elements from index i on through the rule. All loads come before the first
-  // arithmetic, so that a thread waits once for memory, not once for each stream.
-  template <int size>
-  __device__ __forceinline__ void update(const typename Rule::Scalars& scalars,
-                                         std::int64_t i) const {
-    Pack<Storage, size> param_pack = load<size>(param + i);
-    const Pack<Storage, size> grad_pack = load<size>(grad + i);
-    Pack<Compute, size> state_packs[] = {load<size>(state[k] + i)...};
+  // Moves groups of `size` elements through the rule, the first at index i, the next ones `stride`
+  // elements apart. All loads come before the first arithmetic, so that a thread waits once for
+  // memory, not once for each stream.
+  template <int size, int groups = 1>
+  __device__ __forceinline__ void update(const typename Rule::Scalars& scalars, std::int64_t i,
+                                         std::int64_t stride = 0) const {
+    Pack<Storage, size> param_packs[groups];
+    Pack<Storage, size> grad_packs[groups];
+    Pack<Compute, size> state_packs[groups][sizeof...(k)];
 #pragma unroll
-    for (int e = 0; e < size; ++e) {
-      Compute value = Format::load(param_pack.elements[e]);
-      Rule::update(scalars, value, Format::load(grad_pack.elements[e]),
-                   state_packs[k].elements[e]...);
-      param_pack.elements[e] = Format::store(value);
+    for (int g = 0; g < groups; ++g) {
+      param_packs[g] = load<size>(param + i + g * stride);
+      grad_packs[g] = load<size>(grad + i + g * stride);
+      ((state_packs[g][k] = load<size>(state[k] + i + g * stride)), ...);
     }
-    store<size>(param + i, param_pack);
-    (store<size>(state[k] + i, state_packs[k]), ...);
+#pragma unroll
+    for (int g = 0; g < groups; ++g) {
+#pragma unroll
+      for (int e = 0; e < size; ++e) {
+        Compute value = Format::load(param_packs[g].elements[e]);
+        Rule::update(scalars, value, Format::load(grad_packs[g].elements[e]),
+                     state_packs[g][k].elements[e]...);
+        param_packs[g].elements[e] = Format::store(value);
+      }
+      store<size>(param + i + g * stride, param_packs[g]);
+      (store<size>(state[k] + i + g * stride, state_packs[g][k]), ...);
+    }
   }
 
  private:
@@ -107,33 +148,56 @@ __device__ __forceinline__ int row_of_chunk(const Table& table, std::int64_t chu
   return low;
 }
 
-// One block, one chunk. Where all streams reach a 128-bit boundary at the same element, every chunk
-// but the first begins at such an element: chunk boundaries are shifted by the head, which chunk 0
-// takes on. Else the body is empty and all elements are updated one by one.
+// What a block does for the chunk of this number in the whole table. Where all streams reach a
+// 128-bit boundary at the same element, every chunk but a row's first begins at such an element:
+// chunk boundaries are shifted by the head, which the first takes on. Else the body is empty and
+// all elements are updated one by one.
 template <typename Rule, typename Format, typename Table>
-__global__ void __launch_bounds__(block_threads) step_kernel(const __grid_constant__ Table table) {
-  const Row row = table.rows[row_of_chunk(table, blockIdx.x)];
+__device__ __forceinline__ void update_chunk(const Table& table, std::int64_t number) {
+  const Row row = table.rows[row_of_chunk(table, number)];
   const typename Rule::Scalars scalars = table.scalars[row.scalars];
   const Streams<Rule, Format> streams(row);
   constexpr int group = Streams<Rule, Format>::group;
+  constexpr int round = tuning.block_threads * group;
 
   const bool vectorized = streams.all_aligned_at(streams.head());
   const std::int64_t head = vectorized ? streams.head() : 0;
-  const std::int64_t chunk = blockIdx.x - row.first_chunk;
+  const std::int64_t chunk = number - row.first_chunk;
 
-  const std::int64_t body = min(chunk * chunk_size + head, row.numel);
-  const std::int64_t end = min((chunk + 1) * chunk_size + head, row.numel);
+  const std::int64_t body = min(chunk * tuning.chunk_size + head, row.numel);
+  const std::int64_t end = min((chunk + 1) * tuning.chunk_size + head, row.numel);
   const std::int64_t begin = chunk == 0 ? 0 : body;
   const std::int64_t tail = vectorized ? end - (end - body) % group : body;
 
+  std::int64_t i = body + threadIdx.x * group;
+  if constexpr (tuning.groups > 1) {
 #pragma unroll 1
-  for (std::int64_t i = body + threadIdx.x * group; i < tail; i += block_threads * group) {
-    streams.template update<group>(scalars, i);
+    for (; i + (tuning.groups - 1) * round < tail; i += tuning.groups * round) {
+      streams.template update<group, tuning.groups>(scalars, i, round);
+    }
   }
+#pragma unroll 1
+  for (; i < tail; i += round) streams.template update<group>(scalars, i);
+
   // The elements before the body and after it, as one range.
 #pragma unroll 1
-  for (std::int64_t i = begin + threadIdx.x; i < end - (tail - body); i += block_threads) {
+  for (i = begin + threadIdx.x; i < end - (tail - body); i += tuning.block_threads) {
     streams.template update<1>(scalars, i < body ? i : i + (tail - body));
+  }
+}
+
+template <typename Rule, typename Format, typename Table>
+__global__ void __launch_bounds__(tuning.block_threads, tuning.min_blocks)
+    step_kernel(const __grid_constant__ Table table) {
+  if constexpr (tuning.persistent) {
+    const Row& last = table.rows[table.num_rows - 1];
+    const std::int64_t num_chunks =
+        last.first_chunk + (last.numel + tuning.chunk_size - 1) / tuning.chunk_size;
+    for (std::int64_t chunk = blockIdx.x; chunk < num_chunks; chunk += gridDim.x) {
+      update_chunk<Rule, Format>(table, chunk);
+    }
+  } else {
+    update_chunk<Rule, Format>(table, blockIdx.x);
   }
 }
 

@@ -20,8 +20,10 @@ SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 ASAN_IS_LOADED = "libasan" in os.environ.get("LD_PRELOAD", "")
 
 
-def build_emulated_cuda(out_dir: Path, sanitize: bool = ASAN_IS_LOADED) -> Path:
+def build_emulated_cuda(out_dir: Path, sanitize: bool = ASAN_IS_LOADED, tuning: str = "") -> Path:
     """Build the extension module ``_cuda`` into ``out_dir`` and return its path.
+
+    ``tuning`` is C++ that changes members of ``t``, csrc/engine/cuda_tuning.h.
 
     With ``sanitize``, a process that imports it has to preload libasan, and libstdc++ after it, or
     libasan finds no ``__cxa_throw`` to pass exceptions on to.
@@ -35,6 +37,7 @@ def build_emulated_cuda(out_dir: Path, sanitize: bool = ASAN_IS_LOADED) -> Path:
         *FLAGS,
         *WARNINGS,
         *(SANITIZE if sanitize else []),
+        f"-DADAMOD_TUNING={tuning}",
         *(f"-isystem{path}" for path in includes),
         *("-x", "c++", str(CSRC / "engine" / "cuda.cu"), str(CSRC / "bindings" / "cuda.cpp")),
         *("-o", str(module)),
@@ -47,8 +50,13 @@ def build_emulated_cuda(out_dir: Path, sanitize: bool = ASAN_IS_LOADED) -> Path:
 
 
 def import_extension(path: Path) -> ModuleType:
-    """Import an extension module from a file, whatever the import path holds."""
-    spec = importlib.util.spec_from_file_location(path.name.split(".")[0], path)
+    """Import an extension module from a file, whatever the import path holds.
+
+    Its name is told by the last part; without the first, pybind11 3 would hand out again the
+    module that it has made under that name, from another file.
+    """
+    name = path.name.split(".")[0]
+    spec = importlib.util.spec_from_file_location(f"{path.parent}.{name}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -34,7 +34,7 @@ struct dim3 {
   unsigned x, y, z;
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-inline dim3 blockIdx, threadIdx;
+inline dim3 gridDim, blockIdx, threadIdx;
 
 enum cudaError_t {
   cudaSuccess = 0,
@@ -115,11 +115,48 @@ inline cudaError_t cudaSetDevice(int device) {
   emulation.current_device = device;
   return cudaSuccess;
 }
-enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor };
+enum cudaDeviceAttr {
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrComputeCapabilityMinor,
+  cudaDevAttrMultiProcessorCount,
+};
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrComputeCapabilityMajor ? emulation.capability / 10
-                                                          : emulation.capability % 10;
+  switch (attribute) {
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = emulation.capability / 10;
+      break;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = emulation.capability % 10;
+      break;
+    case cudaDevAttrMultiProcessorCount:
+      *value = 2;
+      break;
+  }
   return cudaSuccess;
+}
+template <typename Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, std::size_t) {
+  *blocks = 2;
+  return cudaSuccess;
+}
+
+// Streaming accesses: the host has no such hints.
+
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+template <typename Word>
+Word __ldcs(const Word* address) {
+  Word value;
+  std::memcpy(&value, address, sizeof(value));
+  return value;
+}
+template <typename Word>
+void __stcs(Word* address, Word value) {
+  std::memcpy(address, &value, sizeof(value));
 }
 
 // Memory: the host's, filled with junk, never freed by the engine either.
@@ -197,6 +234,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   ++emulation.launches;
   emulation.launch_device = emulation.current_device;
   emulation.enqueue(config->stream, [=, grid = config->gridDim.x, block = config->blockDim.x] {
+    gridDim.x = grid;
     for (blockIdx.x = grid; blockIdx.x-- > 0;) {
       for (threadIdx.x = 0; threadIdx.x < block; ++threadIdx.x) kernel(arguments...);
     }

@@ -1,0 +1,78 @@
+"""Holds records to the targets, and says which fall short: `make bench-check`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from adamod_fused.console import Console
+
+from .record import Record, load
+from .report import describe
+from .targets import TARGETS, NotMeasuredError, Target
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+class Verdict(NamedTuple):
+    """A target and what a record says to it; ``reason`` where it says nothing."""
+
+    target: Target
+    figure: float | None
+    reason: str = ""
+
+    @property
+    def falls_short(self) -> bool:
+        return self.figure is not None and not self.target.met(self.figure)
+
+    def __str__(self) -> str:
+        if self.figure is None:
+            return f"not measured: {self.reason}"
+        return "SHORT" if self.falls_short else "met"
+
+
+def judge(target: Target, record: Record) -> Verdict:
+    """Holds a record of the target's device to the target."""
+    try:
+        return Verdict(target, target.figure(record))
+    except NotMeasuredError as error:
+        return Verdict(target, None, str(error))
+
+
+def check(paths: Sequence[Path], console: Console) -> int:
+    """Prints every target with what the records say; returns 1 if one falls short, else 0.
+
+    Args:
+        paths: records; none stands for those in ``RESULTS``.
+        console: where it is printed.
+
+    Raises:
+        OSError, ValueError: a record cannot be read, or is none.
+    """
+    found = [(path, load(path)) for path in paths or sorted(RESULTS.glob("bench-*.json"))]
+    verdicts: list[Verdict] = []
+    for path, record in found:
+        console.line(f"{path.name}: {describe(record)}{'' if record.complete else ', incomplete'}")
+        mine = [judge(target, record) for target in TARGETS if target.device == record.device]
+        _print(console, mine)
+        verdicts += mine
+    for device in sorted({target.device for target in TARGETS}):
+        if not any(record.device == device for _, record in found):
+            reason = f"no record of a {'GPU' if device == 'cuda' else 'CPU'}"
+            console.line(f"{reason}: python -m bench --device {device} makes one")
+            _print(console, [Verdict(t, None, reason) for t in TARGETS if t.device == device])
+    falling_short = sum(verdict.falls_short for verdict in verdicts)
+    measured = sum(verdict.figure is not None for verdict in verdicts)
+    console.line(f"{falling_short} of {measured} measured figures fall short of their targets")
+    return 1 if falling_short else 0
+
+
+def _print(console: Console, verdicts: Sequence[Verdict]) -> None:
+    columns = ("where", "what", "target", "measured", "verdict")
+    rows = []
+    for verdict in verdicts:
+        _, where, what, relation, bound, _ = verdict.target
+        figure = "-" if verdict.figure is None else f"{verdict.figure:.4g}"
+        rows.append((where, what, f"{relation} {bound:g}", figure, str(verdict)))
+    console.table(columns, rows)

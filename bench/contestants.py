@@ -1,0 +1,269 @@
+"""The contestants: ours and every peer, how each is made and what it serves; why one is absent.
+
+All get the same hyperparameters and are otherwise as their packages' defaults make them. What each
+serves was found by running it (on a CPU) and by reading its source (on a GPU). A package is
+imported when its contestant is asked for, not before.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from adamod_fused import AdaMod, backends
+from adamod_fused.extras import installed
+
+HYPERPARAMETERS: dict[str, Any] = {
+    "lr": 1e-3,
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+}
+BETA3 = 0.999  # of every AdaMod
+
+BASELINE = "torch Adam fused"
+
+Make = Callable[[list[Parameter]], Optimizer]
+Refuses = Callable[[torch.device, torch.dtype], "str | None"]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """An optimizer that may be measured."""
+
+    name: str
+    package: str
+    """Its distribution, for the version in the record."""
+    make: Make
+    refuses: Refuses
+    """Why it cannot be measured with parameters of a device and dtype; None where it can."""
+    ours: bool = False
+    module: str = ""
+    """The module that ``package`` installs, where that has another name."""
+    remedy: str = ""
+    """What to do where it is not installed, if not ``pip install``."""
+    slow_start: str = ""
+    """What it compiles before its first step, where that takes long."""
+    slow_for_each_shape: bool = False
+    """Whether it does so again for every shape of parameter."""
+
+
+EVERYWHERE = ("cpu", "cuda")
+
+
+class Unserved(NamedTuple):
+    """A dtype that a peer does not serve, or only seems to."""
+
+    dtype: torch.dtype
+    reason: str
+    devices: tuple[str, ...] = EVERYWHERE
+
+
+NO_FLOAT64 = Unserved(torch.float64, "it has no float64 arithmetic")
+NO_FLOAT16 = Unserved(
+    torch.float16,
+    "it computes in float16, where eps = 1e-8 is 0: parameters become inf and NaN",
+)
+
+
+def serves(devices: tuple[str, ...], *unserved: Unserved) -> Refuses:
+    """``refuses`` of a peer that serves all dtypes on ``devices``, less some."""
+
+    def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type not in devices:
+            return f"it steps tensors on {' and '.join(devices)}, not on {device.type}"
+        reasons = (u.reason for u in unserved if u.dtype == dtype and device.type in u.devices)
+        return next(reasons, None)
+
+    return refuses
+
+
+def found_in(module: str, optimizer: str, **options: Any) -> Make:
+    """``make`` of an optimizer of some module, imported when it is called."""
+
+    def make(params: list[Parameter]) -> Optimizer:
+        build: Callable[..., Optimizer] = getattr(import_module(module), optimizer)
+        return build(params, **HYPERPARAMETERS | options)
+
+    return make
+
+
+def make_flashoptim(params: list[Parameter]) -> Optimizer:
+    # Refused for float32 alone: the bits that it would add to every parameter are there already.
+    full = all(param.dtype == torch.float32 for param in params)
+    options = {"master_weight_bits": None} if full else {}
+    return found_in("flashoptim", "FlashAdamW", **options)(params)
+
+
+def ours(backend: str) -> Contestant:
+    """AdaMod on one of its backends."""
+
+    def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
+        status = backends.available()[backend]
+        served = "cpu" if backend == "cpu" else "cuda"
+        if device.type != served:
+            return f"it steps tensors on {served}, not on {device.type}"
+        if not status.available:
+            return f"{status.reason}; {status.remedy}"
+        try:
+            backends.choose(backend, torch.empty(0, dtype=dtype, device=device))
+        except ValueError as error:
+            return str(error)
+        return None
+
+    return Contestant(
+        f"adamod_fused {backend}",
+        "adamod_fused",
+        partial(AdaMod, beta3=BETA3, backend=backend, **HYPERPARAMETERS),
+        refuses,
+        ours=True,
+    )
+
+
+def torch_adams() -> Iterator[Contestant]:
+    for optimizer in ("Adam", "AdamW"):
+        for kind, options, unserved in (
+            ("fused", {"fused": True}, ()),
+            ("foreach", {"foreach": True}, (NO_FLOAT16,)),
+            ("for-loop", {"foreach": False, "fused": False}, (NO_FLOAT16,)),
+        ):
+            yield Contestant(
+                f"torch {optimizer} {kind}",
+                "torch",
+                found_in("torch.optim", optimizer, **options),
+                serves(EVERYWHERE, *unserved),
+            )
+
+
+_ALL: tuple[Contestant, ...] = (
+    ours("cpu"),
+    ours("cuda"),
+    ours("triton"),
+    *torch_adams(),
+    Contestant(
+        "pytorch_optimizer AdaMod",
+        "pytorch_optimizer",
+        found_in("pytorch_optimizer", "AdaMod", betas=(*HYPERPARAMETERS["betas"], BETA3)),
+        serves(EVERYWHERE, NO_FLOAT16),
+    ),
+    Contestant(
+        "torch_optimizer AdaMod",
+        "torch_optimizer",
+        found_in("torch_optimizer", "AdaMod", beta3=BETA3),
+        serves(EVERYWHERE, NO_FLOAT16),
+    ),
+    Contestant(
+        "optimi Adam",
+        "torch-optimi",
+        found_in("optimi", "Adam"),
+        # On a GPU its default is a Triton kernel, which computes in float32 whatever the dtype.
+        serves(
+            EVERYWHERE,
+            NO_FLOAT16._replace(devices=("cpu",)),
+            NO_FLOAT64._replace(devices=("cuda",)),
+        ),
+        module="optimi",
+    ),
+    Contestant(
+        "bitsandbytes Adam",
+        "bitsandbytes",
+        found_in("bitsandbytes.optim", "Adam"),
+        serves(EVERYWHERE, NO_FLOAT64),
+    ),
+    Contestant(
+        "bitsandbytes Adam8bit",
+        "bitsandbytes",
+        found_in("bitsandbytes.optim", "Adam8bit"),
+        serves(EVERYWHERE, NO_FLOAT64),
+    ),
+    Contestant(
+        "torchao AdamW8bit",
+        "torchao",
+        found_in("torchao.optim", "AdamW8bit"),
+        serves(EVERYWHERE, NO_FLOAT64),
+        slow_start="torch.compile runs for every shape of parameter, seconds for each",
+        slow_for_each_shape=True,
+    ),
+    Contestant(
+        "flashoptim AdamW",
+        "flashoptim",
+        make_flashoptim,
+        serves(("cuda",), NO_FLOAT64),
+    ),
+    Contestant(
+        "apex FusedAdam",
+        "apex",
+        found_in("apex.optimizers", "FusedAdam"),
+        serves(("cuda",), NO_FLOAT64),
+        remedy="build it from https://github.com/NVIDIA/apex (PyPI's apex is another package)",
+    ),
+    Contestant(
+        "deepspeed CPUAdam",
+        "deepspeed",
+        found_in("deepspeed.ops.adam", "DeepSpeedCPUAdam"),
+        serves(("cpu",), NO_FLOAT64),
+        slow_start="it compiles a C++ extension when it is first made on a machine, a minute",
+    ),
+)
+
+NAMES = tuple(contestant.name for contestant in _ALL)
+SLOW_START = {c.name: c.slow_start for c in _ALL if c.slow_start}
+
+
+def contestants(
+    device: torch.device, names: Collection[str] = NAMES
+) -> tuple[list[Contestant], dict[str, str]]:
+    """Those of ``names`` that can run on ``device`` here, and why the others cannot, by name.
+
+    Each is tried: imported, made, stepped once.
+    """
+    present: list[Contestant] = []
+    absent: dict[str, str] = {}
+    for contestant in _ALL:
+        if contestant.name not in names:
+            continue
+        reason = _why_absent(contestant, device)
+        if reason is None:
+            present.append(contestant)
+        else:
+            absent[contestant.name] = reason
+    return present, absent
+
+
+def _why_absent(contestant: Contestant, device: torch.device) -> str | None:
+    refusal = contestant.refuses(device, torch.float32)  # which all serve, where they serve any
+    if refusal is not None:
+        return refusal
+    if not installed(contestant.module or contestant.package):
+        return f"not installed: {contestant.remedy or f'pip install {contestant.package}'}"
+    try:
+        param = Parameter(torch.zeros(16, device=device))
+        param.grad = torch.ones_like(param)
+        with _quiet():
+            contestant.make([param]).step()
+    except Exception as error:  # noqa: BLE001 - a peer may fail in any way, the others still run
+        return f"does not work here: {type(error).__name__}: {' '.join(str(error).split())}"
+    return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the complaints of peers, when imported, about parts of theirs not used here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

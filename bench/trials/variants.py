@@ -1,0 +1,60 @@
+"""A trial as something that the benchmark measures: AdaMod on a backend of the trial's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch.nn import Parameter
+
+from adamod_fused import AdaMod, backends
+from adamod_fused.backends import Backend
+from adamod_fused.backends.triton import TritonBackend
+
+from ..contestants import BETA3, HYPERPARAMETERS, Contestant
+from .declared import Trial
+
+
+class Tuned(AdaMod):
+    """AdaMod that takes a backend given to it for the product's of that name."""
+
+    def __init__(self, params: list[Parameter], backend: Backend) -> None:
+        self._tuned = backend
+        super().__init__(params, beta3=BETA3, backend=backend.name, **HYPERPARAMETERS)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        with patch.dict(backends._BACKENDS, {self._tuned.name: self._tuned}):
+            return super().step(closure)
+
+
+class TunedTriton(TritonBackend):
+    """The Triton backend with other constants in its engine."""
+
+    def __init__(self, trial: Trial) -> None:
+        from adamod_fused.triton_kernels import engine
+
+        constants = dict(trial.changes)
+        num_warps = constants.pop("NUM_WARPS", engine.NUM_WARPS)
+        self._chunk_size = constants.get("CHUNK_SIZE", engine.CHUNK_SIZE)
+        options = engine.OPTIONS | {"num_warps": num_warps}
+        self._changed = partial(patch.multiple, engine, OPTIONS=options, **constants)
+
+    @property
+    def chunk_size(self) -> int:
+        return self._chunk_size
+
+    def run(
+        self, rule: str, table: Any, index: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        with self._changed():
+            super().run(rule, table, index, device, dtype)
+
+
+def contestant(name: str, backend: Backend) -> Contestant:
+    """AdaMod on ``backend``, under ``name``."""
+    return Contestant(
+        name, "adamod_fused", partial(Tuned, backend=backend), backend.refuses, ours=True
+    )

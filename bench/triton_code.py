@@ -1,0 +1,85 @@
+"""What Triton and ptxas make of the Triton kernel, compiled ahead of time: no GPU needed.
+
+``python -m bench.triton_code`` prints what each kernel takes, as ``bench.kernels`` does.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from adamod_fused.triton_kernels import engine
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from adamod_fused.reference import AdaMod
+
+from .kernels import Resources
+from .machine_code import Instruction, accesses, instructions, output
+from .occupancy import WARP, resident_blocks
+
+ARCHS = (80, 90, 100)
+DTYPES = tuple(engine.DTYPES)
+NUM_SCALARS = len(AdaMod.Scalars._fields)
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+STATE_BYTES = 4 * len(AdaMod.states)
+
+
+def compile_kernel(dtype: torch.dtype, target: GPUTarget) -> Any:
+    """The engine's kernel for params of ``dtype``, as Triton would compile it to run it."""
+    kernel = engine.update_chunk
+    constants = engine.constants("adamod", dtype, NUM_SCALARS)
+    signature = {"rows": "*i64", "scalars": "*fp32", "num_rows": "i32"}
+    if triton.__version__.startswith("3.2."):
+        source = ASTSource(kernel, signature, constants)
+    else:
+        signature = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
+        places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+        source = ASTSource(kernel, signature, places)
+    return triton.compile(source, target=target, options=engine.OPTIONS)
+
+
+def vector_path(code: list[Instruction]) -> list[Instruction]:
+    """What whole blocks go through: from the first 128-bit load to the last 128-bit store.
+
+    They share their loop with the masked path, which has no such accesses.
+    """
+    loads = [i for i, line in enumerate(code) if accesses([line])["LDG", 128]]
+    stores = [i for i, line in enumerate(code) if accesses([line])["STG", 128]]
+    return code[loads[0] : stores[-1] + 1]
+
+
+def resources(kernel: Any, arch: int, dtype: torch.dtype) -> Resources:
+    """What the kernel takes of a GPU, and instructions per element on the vector path."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(kernel.asm["cubin"])
+        used = output(CUOBJDUMP, "--dump-resource-usage", cubin)
+        code = instructions(output(CUOBJDUMP, "-sass", cubin).splitlines())
+    numbers = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", used))
+    registers = int(numbers["REG"])
+    threads = WARP * engine.NUM_WARPS
+    return Resources(
+        registers=registers,
+        spilled=int(numbers["STACK"]) + int(numbers["LOCAL"]),
+        block_threads=threads,
+        blocks=resident_blocks(str(arch), registers, threads),
+        elements=engine.BLOCK_SIZE // threads,
+        instructions=len(vector_path(code)),
+        loaded_bytes=2 * dtype.itemsize + STATE_BYTES,
+    )
+
+
+def main() -> None:
+    for arch in ARCHS:
+        for dtype in DTYPES:
+            found = resources(compile_kernel(dtype, GPUTarget("cuda", arch, WARP)), arch, dtype)
+            print(f"| {dtype} | sm_{arch} | {found.cell()} |")
+
+
+if __name__ == "__main__":
+    main()
