@@ -2,11 +2,11 @@
 #
 #   make demo    train a small language model with AdaMod, compare, draw
 #   make test    everything that needs no GPU: lint, format, types, tests
-#   make bench   time AdaMod beside every peer that there is; records and figures go to OUT
-#   make bench-check   compare the records with the targets
+#   make bench   time AdaMod beside every peer that is to be had; record and figures go to OUT
+#   make bench-check   hold the records in bench/results to the targets
 #   make asan    the tests again, against a CPU extension built with ASan and UBSan
-#   make gpu     offline: build with the torch, triton and nvcc at hand, run the GPU tests, leave
-#                a record in OUT; needs no `make env`
+#   make gpu     offline: build with the torch, triton and nvcc at hand, run the GPU tests, the
+#                benchmark and the trials, leave records and figures in OUT; needs no `make env`
 #   make env     the environment alone, in .venv; the others make it when they need it
 #   make lint    make format    make types    make clean
 

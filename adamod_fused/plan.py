@@ -234,7 +234,8 @@ class Plan:
         """Steps all that ``refresh`` or ``load`` took down, one dict of hyperparameters a group."""
         if self._table is not None:
             self._run_kernels(hyperparameters)
-        self._run_reference(hyperparameters)
+        if self._due_by_reference:
+            self._run_reference(hyperparameters)
 
     def _run_kernels(self, hyperparameters: Sequence[dict[str, Any]]) -> None:
         table = self._table
@@ -247,8 +248,9 @@ class Plan:
             torch.autograd.graph.increment_version(table.advance(index))
             for member, copy, _ in staged:
                 if member.batch == index and copy is not member.param:
-                    member.param.copy_(copy)
+                    member.param.detach().copy_(copy)
 
+    @torch.no_grad()
     def _stage(self, index: int) -> tuple[Member, Tensor, Tensor]:
         """Puts a parameter or gradient that does not lie as the states do through a copy."""
         member = self._members[index]
@@ -257,6 +259,7 @@ class Plan:
         self._table.stage(index, param.data_ptr(), grad.data_ptr())
         return member, param, grad
 
+    @torch.no_grad()
     def _run_reference(self, hyperparameters: Sequence[dict[str, Any]]) -> None:
         due, self._due_by_reference = self._due_by_reference, []  # holds gradients
         for group, param, grad, states in due:

@@ -54,7 +54,7 @@ Table::Table(const std::vector<std::string>& states, std::size_t num_groups, boo
 }
 
 int Table::add_batch(std::int64_t chunk_size) {
-  batches_.push_back(Batch{chunk_size, {}, 0});
+  batches_.push_back(Batch{chunk_size, {}, 0, py::list()});
   return static_cast<int>(batches_.size()) - 1;
 }
 
@@ -151,7 +151,7 @@ bool Table::refresh(const py::list& param_groups, const py::dict& state) {
     param.held[0] = std::move(grad);
     if (!gather_entries(param)) return false;
   }
-  constexpr std::size_t ahead = 2;
+  constexpr std::size_t ahead = 1;
   for (std::size_t i = 0; i < gathered_.size(); ++i) {
     if (i + ahead < gathered_.size()) prefetch(params_[gathered_[i + ahead]]);
     if (!fill(params_[gathered_[i]])) return false;
@@ -330,15 +330,23 @@ py::object Table::grad(int index) const {
   return params_.at(static_cast<std::size_t>(index)).held[0];
 }
 
-py::list Table::advance(int batch) {
-  py::list stepped;
-  for (const std::size_t index : gathered_) {
-    Param& param = params_[index];
-    if (param.batch != batch || param.step == nullptr) continue;
+py::list Table::advance(int index) {
+  py::list& stepped = batches_.at(static_cast<std::size_t>(index)).stepped;
+  Py_ssize_t size = 0;
+  for (const std::size_t i : gathered_) {
+    Param& param = params_[i];
+    if (param.batch != index || param.step == nullptr) continue;
     *param.step += 1;
     release(param);
-    stepped.append(param.object);
+    // Most often the list is that of the step before.
+    if (size == PyList_GET_SIZE(stepped.ptr())) {
+      stepped.append(param.object);
+    } else if (PyList_GET_ITEM(stepped.ptr(), size) != param.object.ptr()) {
+      stepped[static_cast<std::size_t>(size)] = param.object;
+    }
+    ++size;
   }
+  PyList_SetSlice(stepped.ptr(), size, PY_SSIZE_T_MAX, nullptr);
   return stepped;
 }
 
@@ -348,5 +356,6 @@ int Table::traverse(visitproc visit, void* arg) const {
     for (const py::object& held : param.held) Py_VISIT(held.ptr());
   }
   for (const auto& entry : expected_state_) Py_VISIT(entry.first.ptr());
+  for (const Batch& batch : batches_) Py_VISIT(batch.stepped.ptr());
   return 0;
 }

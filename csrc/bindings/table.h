@@ -30,6 +30,7 @@ struct Batch {
   std::int64_t chunk_size;
   std::vector<Row> rows;
   std::int64_t num_chunks = 0;
+  py::list stepped;  // parameters of the last step
 };
 
 class Table {
