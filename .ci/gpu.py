@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 
 import gpu_machine
@@ -117,7 +118,8 @@ def measure(command, out, commit, seconds):
     if status is None:
         found["left_out"] = "it did not stop by itself in time, and was killed"
     # A second earlier: the clock of a file system may be behind by less.
-    written = (path for path in out.glob("bench-*") if path.stat().st_mtime > began - 1)
+    kinds = (out.glob("bench-*"), out.glob("trials-*"))
+    written = (path for path in chain(*kinds) if path.stat().st_mtime > began - 1)
     return found | {"files": sorted(path.name for path in written)}
 
 

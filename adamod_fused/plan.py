@@ -63,6 +63,7 @@ def dense_strides(tensor: Tensor) -> tuple[int, ...]:
     return torch.empty_like(tensor, device="meta").stride()
 
 
+@torch.no_grad()
 def laid_out(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
     """``tensor`` itself where it lies in memory as it should, or else a copy that does."""
     if tensor.stride() == strides and not tensor.is_neg():
@@ -227,7 +228,8 @@ class Plan:
                 if batch >= 0 and entries is not None:
                     states = tuple(entries[name] for name in self._rule.states)
                     loaded = self._table.put(index, self._grad_of(param), states, entries["step"])
-                    assert loaded, "the constructor admitted these very tensors"
+                    if not loaded:  # the constructor admitted these very tensors
+                        raise RuntimeError("tensors changed while they were being stepped")
         self._refresh_reference(state)
 
     def run(self, hyperparameters: Sequence[dict[str, Any]]) -> None:

@@ -52,6 +52,7 @@ def check(paths: Sequence[Path], console: Console) -> int:
     """
     found = [(path, load(path)) for path in paths or sorted(RESULTS.glob("bench-*.json"))]
     verdicts: list[Verdict] = []
+    unmeasured = 0  # for want of any record
     for path, record in found:
         console.line(f"{path.name}: {describe(record)}{'' if record.complete else ', incomplete'}")
         mine = [judge(target, record) for target in TARGETS if target.device == record.device]
@@ -61,10 +62,15 @@ def check(paths: Sequence[Path], console: Console) -> int:
         if not any(record.device == device for _, record in found):
             reason = f"no record of a {'GPU' if device == 'cuda' else 'CPU'}"
             console.line(f"{reason}: python -m bench --device {device} makes one")
-            _print(console, [Verdict(t, None, reason) for t in TARGETS if t.device == device])
+            missing = [Verdict(t, None, reason) for t in TARGETS if t.device == device]
+            _print(console, missing)
+            unmeasured += len(missing)
     falling_short = sum(verdict.falls_short for verdict in verdicts)
     measured = sum(verdict.figure is not None for verdict in verdicts)
-    console.line(f"{falling_short} of {measured} measured figures fall short of their targets")
+    console.line(
+        f"{falling_short} of {measured} measured figures fall short of their targets; "
+        f"{len(verdicts) - measured + unmeasured} are not measured"
+    )
     return 1 if falling_short else 0
 
 

@@ -54,6 +54,8 @@ class Contestant:
     """What to do where it is not installed, if not ``pip install``."""
     slow_start: str = ""
     """What it compiles before its first step, where that takes long."""
+    one_by_one: bool = False
+    """Whether it launches kernels for every single tensor."""
     slow_for_each_shape: bool = False
     """Whether it does so again for every shape of parameter."""
 
@@ -142,6 +144,7 @@ def torch_adams() -> Iterator[Contestant]:
                 "torch",
                 found_in("torch.optim", optimizer, **options),
                 serves(EVERYWHERE, *unserved),
+                one_by_one=kind == "for-loop",
             )
 
 
@@ -155,12 +158,14 @@ _ALL: tuple[Contestant, ...] = (
         "pytorch_optimizer",
         found_in("pytorch_optimizer", "AdaMod", betas=(*HYPERPARAMETERS["betas"], BETA3)),
         serves(EVERYWHERE, NO_FLOAT16),
+        one_by_one=True,
     ),
     Contestant(
         "torch_optimizer AdaMod",
         "torch_optimizer",
         found_in("torch_optimizer", "AdaMod", beta3=BETA3),
         serves(EVERYWHERE, NO_FLOAT16),
+        one_by_one=True,
     ),
     Contestant(
         "optimi Adam",
@@ -173,18 +178,21 @@ _ALL: tuple[Contestant, ...] = (
             NO_FLOAT64._replace(devices=("cuda",)),
         ),
         module="optimi",
+        one_by_one=True,
     ),
     Contestant(
         "bitsandbytes Adam",
         "bitsandbytes",
         found_in("bitsandbytes.optim", "Adam"),
         serves(EVERYWHERE, NO_FLOAT64),
+        one_by_one=True,
     ),
     Contestant(
         "bitsandbytes Adam8bit",
         "bitsandbytes",
         found_in("bitsandbytes.optim", "Adam8bit"),
         serves(EVERYWHERE, NO_FLOAT64),
+        one_by_one=True,
     ),
     Contestant(
         "torchao AdamW8bit",
@@ -193,12 +201,14 @@ _ALL: tuple[Contestant, ...] = (
         serves(EVERYWHERE, NO_FLOAT64),
         slow_start="torch.compile runs for every shape of parameter, seconds for each",
         slow_for_each_shape=True,
+        one_by_one=True,
     ),
     Contestant(
         "flashoptim AdamW",
         "flashoptim",
         make_flashoptim,
         serves(("cuda",), NO_FLOAT64),
+        one_by_one=True,
     ),
     Contestant(
         "apex FusedAdam",

@@ -27,6 +27,7 @@ def machine(device: torch.device) -> dict[str, str | int | float | None]:
         "threads": torch.get_num_threads(),
         "instruction_sets": doctor.versions()["CPU instruction set"],
         "load": round(os.getloadavg()[0], 2),  # of others, if this is asked before any work
+        "huge_pages": _huge_pages(),
         "memory_GiB": round(_meminfo("MemTotal") / GIB, 1),
     }
     gpu = dict.fromkeys(("gpu", "compute_capability", "gpu_memory_GiB", "gpu_L2_MiB", "driver"))
@@ -42,6 +43,14 @@ def machine(device: torch.device) -> dict[str, str | int | float | None]:
             "nvidia-smi", "--id=0", "--query-gpu=driver_version", "--format=csv,noheader"
         ),
     }
+
+
+def _huge_pages() -> str | None:
+    """Whether the system gives them always, where they are asked for (madvise), or never."""
+    path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not path.exists():
+        return None
+    return path.read_text().partition("[")[2].partition("]")[0]
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from adamod_fused.backends.base import dtype_name
+
 from .clocks import Clock, Samples
 from .contestants import BASELINE, Contestant
 from .lists import ParamList
@@ -25,6 +27,7 @@ TWIN_SHAPE = (16,)
 WIDEST_STATE = 4  # bytes of an element; float64 parameters have states as wide as they are
 MOST_STATES = 3
 TEMPORARIES = 3  # as large as all parameters, of contestants that are not fused
+BASELINE_SHARE = 3  # the baseline takes a third of its steps again beside every other contestant
 FREE_SHARE = 0.9  # of the free memory that may be taken
 
 
@@ -51,6 +54,8 @@ class Entry:
     twin: Work | None
     steps: int = 1
     samples: Samples = field(default_factory=Samples)
+    over_adam: list[float] = field(default_factory=list)
+    """Of each round: a step over one of the baseline's just before."""
     peak_bytes: int | None = None
     launches: int | None = None
 
@@ -99,24 +104,43 @@ class Comparison:
                 entry.launches = clock.launches(entry.work)
 
     def round(self) -> None:
-        """A block of steps of everyone."""
+        """A block of steps of everyone, each right after some of the baseline's.
+
+        A shared machine is slow for some seconds and then fast again; a round may take as long.
+        What is to be compared with the baseline is measured beside it.
+        """
         for entry in [*self._entries.values()]:
+            baseline_ms = self._baseline_ms(entry)
             with self._or_out(entry.work.contestant):
-                entry.samples.extend(self._clock.measure(entry.work, entry.twin, entry.steps))
+                block = self._clock.measure(entry.work, entry.twin, entry.steps)
+                entry.samples.extend(block)
+                if baseline_ms is not None:
+                    entry.over_adam.append(statistics.median(block.step_ms) / baseline_ms)
+
+    def _baseline_ms(self, entry: Entry) -> float | None:
+        """Of the baseline's step now; None where there is none to compare ``entry`` with."""
+        baseline = self._entries.get(BASELINE)
+        if baseline is None or entry is baseline:
+            return None
+        block = Samples()
+        with self._or_out(baseline.work.contestant):
+            steps = -(-baseline.steps // BASELINE_SHARE)
+            block = self._clock.measure(baseline.work, None, steps)
+        baseline.samples.extend(block)
+        return statistics.median(block.step_ms) if block.step_ms else None
 
     def results(self, copy_gb_per_s: float) -> list[Result]:
         """What the rounds so far found."""
-        baseline = self._entries.get(BASELINE)
-        adam_ms = Spread.of(baseline.samples.step_ms).median if baseline else None
-        return [self._result(entry, copy_gb_per_s, adam_ms) for entry in self._entries.values()]
+        return [self._result(entry, copy_gb_per_s) for entry in self._entries.values()]
 
-    def _result(self, entry: Entry, copy_gb_per_s: float, adam_ms: float | None) -> Result:
+    def _result(self, entry: Entry, copy_gb_per_s: float) -> Result:
         params, samples = self._params, entry.samples
         step_ms, host_us = Spread.of(samples.step_ms), _spread(samples.host_us)
         state_bytes = entry.work.state_bytes() / params.numel
         # Every stream once: parameter, gradient and states are read, all but the gradient written.
         bytes_per_param = 3 * self._dtype.itemsize + 2 * state_bytes
         gb_per_s = bytes_per_param * params.numel / step_ms.median / 1e6
+        over_adam = [1.0] if entry.work.contestant.name == BASELINE else entry.over_adam
         kernel_us = statistics.median(samples.kernel_us) if samples.kernel_us else None
         return Result(
             list=params.name,
@@ -130,7 +154,7 @@ class Comparison:
             bytes_per_param=rounded(bytes_per_param),
             GB_per_s=rounded(gb_per_s),
             share_of_copy=rounded(gb_per_s / copy_gb_per_s),
-            over_adam=rounded(step_ms.median / adam_ms) if adam_ms else None,
+            over_adam=rounded(statistics.median(over_adam)) if over_adam else None,
             state_bytes_per_param=rounded(state_bytes),
             peak_bytes=entry.peak_bytes,
             launches=entry.launches,
@@ -164,11 +188,6 @@ def groups(
             f"it takes {needed / GIB:.1f} GiB of memory, and {free / GIB:.1f} GiB are free"
         )
     return [baseline + others[i : i + places] for i in range(0, len(others), places)]
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """``"float32"`` for torch.float32."""
-    return str(dtype).removeprefix("torch.")
 
 
 def in_one_line(error: BaseException) -> str:

@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 import torch
 
+from adamod_fused.backends.base import dtype_name
+
 from .contestants import Contestant
 from .lists import LISTS, ParamList, size_sweep, tensor_sweep
-from .measure import Effort, dtype_name
+from .measure import Effort
 
 DTYPES = {
     dtype_name(dtype): dtype
@@ -27,11 +29,14 @@ FIRST = {
 QUICK = ("small-1000", "resnet50")
 QUICK_ELEMENTS, QUICK_TENSORS = 10**6, 10**3  # the largest of the sweeps
 
-EFFORT = {"cpu": Effort(seconds=8), "cuda": Effort(seconds=4)}
+EFFORT = {"cpu": Effort(seconds=6), "cuda": Effort(seconds=4)}
 QUICK_EFFORT = Effort(seconds=1)
 
 MOST_COMPILED_SHAPES = 4
 """Distinct shapes in lists for contestants that compile, maybe for each of them and for long."""
+
+MANY = 1_000
+"""Tensors above which contestants that go one by one are not measured on a GPU."""
 
 
 class Job(NamedTuple):
@@ -55,7 +60,7 @@ def jobs(
 ) -> list[Job]:
     """Every list in ``names`` with every dtype; without names what a device is measured with.
 
-    The sweeps are then in the first dtype alone.
+    The sweeps are then in the first dtype alone, before anything is in another.
     """
     if names:
         return [Job(catalogue()[name], dtype) for dtype in dtypes for name in names]
@@ -67,8 +72,8 @@ def jobs(
     first = [LISTS[name] for name in FIRST[device_type]]
     rest = [params for params in here if params not in first]
     return [
-        *(Job(params, dtype) for dtype in dtypes for params in first),
-        *(Job(params, dtypes[0]) for params in sweeps),
+        *(Job(params, dtypes[0]) for params in (*first, *sweeps)),
+        *(Job(params, dtype) for dtype in dtypes[1:] for params in first),
         *(Job(params, dtype) for dtype in dtypes for params in rest),
     ]
 
@@ -85,6 +90,9 @@ def unfit(
     ``patient`` lets those that compile for every shape have lists of many shapes.
     """
     refusal = contestant.refuses(device, job.dtype)
+    tensors = job.params.tensors
+    if refusal is None and contestant.one_by_one and device.type == "cuda" and tensors > MANY:
+        refusal = f"it launches kernels for each of {tensors:,} tensors: a second for every step"
     if refusal is None and contestant.slow_for_each_shape and not patient:
         shapes = len(set(job.params.shapes))
         if shapes > MOST_COMPILED_SHAPES:

@@ -87,7 +87,7 @@ class Result:
     GB_per_s: float
     share_of_copy: float
     over_adam: float | None
-    """Median step over that of torch's fused Adam; None where that was not measured."""
+    """A step over one of torch's fused Adam just before it, median over rounds; None without."""
     state_bytes_per_param: float
     peak_bytes: int | None
     """GPU: memory that a step takes besides what is there before it."""

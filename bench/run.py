@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
+from adamod_fused.backends.base import dtype_name
 from adamod_fused.console import Console
 
 from . import fits, gate, machine, record
 from .clocks import Clock
 from .contestants import Contestant, contestants, ours
-from .measure import Comparison, Effort, dtype_name, groups, in_one_line
+from .measure import Comparison, Effort, groups, in_one_line
 from .plan import Job, unfit
 from .record import LeftOut, ListFacts, Record, Result, rounded
 from .report import OURS, headline

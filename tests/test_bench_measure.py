@@ -226,6 +226,28 @@ def test_results_are_made_of_the_samples() -> None:
     assert (other.wall_us, other.kernel_us, other.launches) == (None, None, None)
 
 
+def test_ratios_are_of_neighbours() -> None:
+    class Shared(Costs):
+        """A machine that is nine times as slow during a part of every round."""
+
+        def measure(self, work: Work, twin: Work | None, steps: int) -> Samples:
+            slow = 9.0 if len(self.asked) % 5 in (1, 2) else 1.0
+            samples = super().measure(work, twin, steps)
+            return Samples([slow * ms for ms in samples.step_ms], samples.host_us)
+
+    clock = Shared({BASELINE: 2e-3, "a": 3e-3, "b": 8e-3})
+    contestants = [adam(name) for name in (BASELINE, "a", "b")]
+    comparison = Comparison(PARAMS, torch.float32, clock, contestants)
+    comparison.warm_up(Effort(1.0))
+    clock.asked.clear()
+    for _ in range(3):
+        comparison.round()
+    assert [name for name, _ in clock.asked] == [BASELINE, BASELINE, "a", BASELINE, "b"] * 3
+    found = comparison.results(50.0)
+    assert [r.step_ms.median for r in found] == pytest.approx([2, 27, 8])
+    assert [r.over_adam for r in found] == pytest.approx([1, 1.5, 4])
+
+
 def test_without_the_baseline_there_is_no_ratio() -> None:
     comparison = Comparison(PARAMS, torch.bfloat16, Costs({"a": 1e-3}), [adam("a")])
     comparison.warm_up(Effort(1.0))

@@ -63,7 +63,8 @@ def test_a_run_records_prints_and_draws(tmp_path: Path, capsys: Any) -> None:
     assert made.lists["small-1000"].tensors == 1000
     assert made.lists["small-1000"].elements == 64_000
     for result in made.results:
-        assert result.step_ms.n == 2 * 1  # the least: a step in each round
+        # The least: a step in each round, of the baseline one more beside the other contestant.
+        assert result.step_ms.n == (2 if result.contestant == OURS else 4)
         assert result.bytes_per_param == (36 if result.contestant == OURS else 28)
         assert result.share_of_copy == pytest.approx(
             result.GB_per_s / made.copy_GB_per_s.median, rel=1e-5
@@ -357,15 +358,23 @@ def test_what_matters_most_comes_first(device: str) -> None:
     assert len(set(jobs)) == len(jobs)
     names = [job.params.name for job in jobs]
     first = plan.FIRST[device]
-    assert names[:8] == [*first, *first]
-    assert [job.dtype for job in jobs[:8]] == [FP32] * 4 + [BF16] * 4
+    assert jobs[:4] == [plan.Job(LISTS[name], FP32) for name in first]
     sweeps = [job for job in jobs if job.params.name.startswith(("size-", "tensors-"))]
-    assert jobs[8 : 8 + len(sweeps)] == sweeps
+    assert jobs[4 : 4 + len(sweeps)] == sweeps
+    assert jobs[4 + len(sweeps) :][:4] == [plan.Job(LISTS[name], BF16) for name in first]
     assert {job.dtype for job in sweeps} == {FP32}
     largest = {"cpu": "size-1e8", "cuda": "size-1e9"}[device]
     assert [job.params.name for job in sweeps][:-5][-1] == largest
     for name, params in LISTS.items():
         assert names.count(name) == (2 if device in params.devices else 0)
+
+
+def test_what_launches_for_every_tensor_gets_few_tensors_on_a_gpu() -> None:
+    slow = Contestant("", "", lambda _: None, lambda *_: None, one_by_one=True)
+    few, many = (plan.Job(LISTS[name], FP32) for name in ("gpt2-124m", "small-10000"))
+    assert plan.unfit(slow, few, torch.device("cuda")) is None
+    assert "each of 10,000 tensors" in plan.unfit(slow, many, torch.device("cuda"))
+    assert plan.unfit(slow, many, CPU) is None
 
 
 def test_a_quick_run_is_short_and_stops_within_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,7 +441,11 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
 def test_a_run_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "LARGEST", {"cuda": 1 << 28})
     code = __main__.main(
-        ["--device", "cuda", "--quick", "--lists", "small-1000,resnet50", "--out", str(tmp_path)]
+        [
+            *("--device", "cuda", "--quick", "--lists", "small-1000,resnet50"),
+            *("--contestants", "adamod_fused cuda,adamod_fused triton,torch Adam fused"),
+            *("--out", str(tmp_path)),
+        ]
     )
     made = record.load(tmp_path / "bench-cuda.json")
     assert code == 0

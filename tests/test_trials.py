@@ -167,7 +167,7 @@ def command_on_the_cpu(emulated_cuda, tuned_module, monkeypatch):
 
 def test_the_command(command_on_the_cpu, tmp_path, capsys) -> None:
     assert command.main(["--out", str(tmp_path), "--commit", "abc"]) == 1
-    record = json.loads((tmp_path / "bench-trials-cuda.json").read_text())
+    record = json.loads((tmp_path / "trials-cuda.json").read_text())
     assert record["stopped"] is None
     assert record["commit"] == "abc"
     variants = {(variant["backend"], variant["name"]): variant for variant in record["variants"]}
@@ -182,7 +182,7 @@ def test_the_command(command_on_the_cpu, tmp_path, capsys) -> None:
 
 def test_the_command_stops_in_time(command_on_the_cpu, tmp_path, capsys) -> None:
     command.main(["--out", str(tmp_path), "--minutes", "0.001"])
-    record = json.loads((tmp_path / "bench-trials-cuda.json").read_text())
+    record = json.loads((tmp_path / "trials-cuda.json").read_text())
     assert record["stopped"] == "--minutes 0.001 were over"
 
 

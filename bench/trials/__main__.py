@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds = 60 * options.minutes - SECONDS_TO_FINISH
     run = Run(TrialClock(device), present[0], console, seconds, JOBS)
     run.findings.facts["commit"] = options.commit or machine.commit()
-    path = options.out / "bench-trials-cuda.json"
+    path = options.out / "trials-cuda.json"
     stopped: str | None = "it broke off"
     interrupted = False
     try:

@@ -10,13 +10,14 @@ from dataclasses import asdict
 import torch
 
 from adamod_fused.backends import Backend
+from adamod_fused.backends.base import dtype_name
 from adamod_fused.console import Console
 
 from .. import gate, machine
 from ..clocks import Clock
 from ..contestants import Contestant
 from ..lists import LISTS, ParamList
-from ..measure import Comparison, Effort, dtype_name, groups, in_one_line
+from ..measure import Comparison, Effort, groups, in_one_line
 from ..plan import Job
 from ..roofline import Roofline
 from ..run import OutOfTime

@@ -110,6 +110,17 @@ void Table::expect_state(const py::dict& state) {
 
 bool Table::refresh(const py::list& param_groups, const py::dict& state) {
   clear();
+  try {
+    if (take_down(param_groups, state)) return true;
+  } catch (...) {
+    clear();
+    throw;
+  }
+  clear();  // so that no gradient is held that will not be used
+  return false;
+}
+
+bool Table::take_down(const py::list& param_groups, const py::dict& state) {
   if (param_groups.size() != group_sizes_.size()) return false;
   std::size_t next = 0;
   for (std::size_t g = 0; g < group_sizes_.size(); ++g) {

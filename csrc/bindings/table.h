@@ -110,6 +110,7 @@ class Table {
   const std::int64_t* strides(const Param& param) const { return shape(param) + param.dim; }
   const std::int64_t* layout(const Param& param) const { return strides(param) + param.dim; }
 
+  bool take_down(const py::list& param_groups, const py::dict& state);
   py::object grad_of(const Param& param) const;
   bool gather_entries(Param& param) const;
   void prefetch(const Param& param) const;

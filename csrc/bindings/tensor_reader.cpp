@@ -1,5 +1,7 @@
 #include "tensor_reader.h"
 
+#include <pybind11/gil_safe_call_once.h>
+
 #include <string>
 
 namespace {
@@ -16,21 +18,33 @@ TensorReader::TensorReader(bool fast) {
   tensor_type_ = torch.attr("Tensor");
   strided_ = torch.attr("strided");
   if (fast) {
-    static const std::optional<TorchShim> found = TorchShim::find();
-    shim_ = found;
+    // Not a plain static: one thread would wait for another that waits for its GIL.
+    PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<std::optional<TorchShim>> found;
+    shim_ = found.call_once_and_store_result([] { return TorchShim::find(); }).get_stored();
   }
-  const auto number = [&](const std::string& kind, const char* name, int otherwise) {
-    return shim_ ? shim_->constant(kind + name) : otherwise;
+  if (!number_names(torch)) {
+    shim_.reset();
+    number_names(torch);
+  }
+}
+
+bool TensorReader::number_names(const py::module_& torch) {
+  bool complete = true;
+  std::int32_t count = 0;
+  const auto number = [&](const std::string& name) {
+    const auto found = shim_ ? shim_->constant(name) : count++;
+    complete &= found.has_value();
+    return found.value_or(-1);
   };
-  int count = 0;
-  for (const char* name : {"float16", "bfloat16", "float32", "float64"}) {
-    dtypes_[torch.attr(name)] = number("dtype_", name, count++);
+  for (const std::string name : {"float16", "bfloat16", "float32", "float64"}) {
+    dtypes_[torch.attr(name.c_str())] = number("dtype_" + name);
   }
-  for (const char* name : {"cpu", "cuda"}) {
-    device_types_[name] = number("device_type_", name, count++);
+  for (const std::string name : {"cpu", "cuda"}) {
+    device_types_[name.c_str()] = number("device_type_" + name);
   }
   cpu_ = device_types_["cpu"].cast<std::int32_t>();
-  if (shim_) strided_layout_ = shim_->constant("layout_strided");
+  strided_layout_ = number("layout_strided");
+  return complete;
 }
 
 std::int32_t TensorReader::number_of(const py::object& dtype) const {

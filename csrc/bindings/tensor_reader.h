@@ -77,12 +77,15 @@ class TensorReader {
     return view.device_type == cpu_ || shim_->get_device_index(handle, &view.device_index) == 0;
   }
 
+  // Fills dtypes_ and what follows it; false where the shim has not all of them.
+  bool number_names(const py::module_& torch);
+
   bool read_by_methods(PyObject* tensor, TensorView& view);
 
   std::optional<TorchShim> shim_;
   py::object tensor_type_;          // torch.Tensor
   py::object strided_;              // torch.strided
   py::dict dtypes_, device_types_;  // torch.dtype and torch.device.type -> number
-  std::int32_t cpu_, strided_layout_ = 0;
+  std::int32_t cpu_, strided_layout_;
   std::vector<std::int64_t> shape_, strides_;
 };

@@ -2,8 +2,6 @@
 
 #include <dlfcn.h>
 
-#include <stdexcept>
-
 namespace {
 
 template <typename Function>
@@ -40,9 +38,7 @@ std::optional<std::ptrdiff_t> find_handle(const py::object& tensor) {
   return offset;
 }
 
-}  // namespace
-
-std::optional<TorchShim> TorchShim::find() {
+std::optional<TorchShim> find_in_torch() {
   TorchShim shim{};
   // Loaded long ago, by torch; only asked for here.
   shim.library = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
@@ -58,12 +54,9 @@ std::optional<TorchShim> TorchShim::find() {
   look_up(shim.library, "get_layout", shim.get_layout);
 
   const py::module_ torch = py::module_::import("torch");
-  const py::object torch_c = torch.attr("_C");
-  if (!py::hasattr(torch_c, "_aoti")) return std::nullopt;
+  const py::object aoti = torch.attr("_C").attr("_aoti");
   const py::object tensor = torch.attr("empty")(1, py::arg("device") = "cpu");
-  if (!py::hasattr(tensor, "_cdata") || !handles_are_addresses(torch_c.attr("_aoti"), tensor)) {
-    return std::nullopt;
-  }
+  if (!handles_are_addresses(aoti, tensor)) return std::nullopt;
   const auto offset = find_handle(tensor);
   if (!offset || offset != find_handle(torch.attr("nn").attr("Parameter")(tensor))) {
     return std::nullopt;
@@ -72,8 +65,20 @@ std::optional<TorchShim> TorchShim::find() {
   return shim;
 }
 
-std::int32_t TorchShim::constant(const std::string& name) const {
+}  // namespace
+
+std::optional<TorchShim> TorchShim::find() {
+  try {
+    return find_in_torch();
+  } catch (const py::builtin_exception&) {  // something is of another type than expected
+    return std::nullopt;
+  } catch (const py::error_already_set&) {  // a torch that lacks one of the names
+    return std::nullopt;
+  }
+}
+
+std::optional<std::int32_t> TorchShim::constant(const std::string& name) const {
   std::int32_t (*function)() = nullptr;
-  if (!look_up(library, name, function)) throw std::runtime_error("torch has no " + name);
+  if (!look_up(library, name, function)) return std::nullopt;
   return function();
 }

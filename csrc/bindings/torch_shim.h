@@ -28,8 +28,9 @@ struct TorchShim {
     return *static_cast<const char* const*>(handle(tensor));
   }
 
-  // torch's number of a dtype, device type or layout, named as in "dtype_float32".
-  std::int32_t constant(const std::string& name) const;
+  // torch's number of a dtype, device type or layout, named as in "dtype_float32"; nothing where
+  // torch has no such name.
+  std::optional<std::int32_t> constant(const std::string& name) const;
 
   // All return 0, or else torch has logged why not.
   template <typename T>
