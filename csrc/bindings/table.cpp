@@ -153,6 +153,7 @@ bool Table::take_down(const py::list& param_groups, const py::dict& state) {
 
   // First the objects, then what they hold: so the reader can ask for memory ahead of its turn.
   for (std::size_t i = 0; i < params_.size(); ++i) {
+    prefetch_objects(i);
     Param& param = params_[i];
     if (param.batch == by_reference) continue;
     py::object grad = grad_of(param);
@@ -199,6 +200,20 @@ bool Table::gather_entries(Param& param) const {
     param.held[found + 1] = py::reinterpret_borrow<py::object>(value);
   }
   return true;
+}
+
+// What the gathering reads in a few turns: a dict of states has to be there before its keys are.
+void Table::prefetch_objects(std::size_t turn) const {
+  const auto ahead = [&](std::size_t turns) {
+    return turn + turns < params_.size() ? &params_[turn + turns] : nullptr;
+  };
+  if (const Param* param = ahead(8)) __builtin_prefetch(param->state);
+  if (const Param* param = ahead(4); param != nullptr && param->state != nullptr) {
+    const auto* keys = reinterpret_cast<PyDictObject*>(param->state)->ma_keys;
+    __builtin_prefetch(keys);
+    __builtin_prefetch(reinterpret_cast<const char*>(keys) + 64);
+  }
+  if (const Param* param = ahead(3)) reader_.prefetch(param->object.ptr());
 }
 
 void Table::prefetch(const Param& param) const {

@@ -113,6 +113,7 @@ class Table {
   bool take_down(const py::list& param_groups, const py::dict& state);
   py::object grad_of(const Param& param) const;
   bool gather_entries(Param& param) const;
+  void prefetch_objects(std::size_t turn) const;
   void prefetch(const Param& param) const;
   bool fill(Param& param);
   static void release(Param& param);
