@@ -26,6 +26,8 @@ SHORT_SLEEP = 5e-3  # for calls that are one launch each
 NO_SLEEP = 0.0
 
 MOST_SETS = 128
+LONG_TABLE = 487  # rows; more of them are uploaded by our engine (csrc/engine/cuda_upload.h), ...
+MOST_UPLOADS = 8  # ... which waits for the device where so many steps are queued already
 MOST_TENSORS = 20_000  # in all sets: more take long to make, and their time is the host's anyway
 
 
@@ -48,7 +50,8 @@ def copies(set_bytes: int, tensors: int, cache_bytes: int) -> int:
     if set_bytes >= 64 * cache_bytes:
         return 1
     wanted = max(2, -(-4 * cache_bytes // set_bytes))
-    return max(1, min(wanted, MOST_SETS, MOST_TENSORS // tensors))
+    most = MOST_SETS if tensors <= LONG_TABLE else MOST_UPLOADS
+    return max(1, min(wanted, most, MOST_TENSORS // tensors))
 
 
 class CudaClock:
