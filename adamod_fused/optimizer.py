@@ -49,6 +49,7 @@ class FusedOptimizer(Optimizer):
 
     def _forget_plan(self) -> None:
         self._plan: Plan | None = None
+        self._is_stepping = False
         self._checked: list[dict[str, Any]] = []  # hyperparameters that passed, a dict a group
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -101,13 +102,25 @@ class FusedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._is_stepping:
+            raise RuntimeError(
+                "step() was called while this optimizer is stepping, by another thread or by code "
+                "that reading a gradient runs; let one step end before the next begins"
+            )
+        self._is_stepping = True
+        try:
+            self._step()
+        finally:
+            self._is_stepping = False
+        return loss
+
+    def _step(self) -> None:
         hyperparameters = self._hyperparameters()
         if self._plan is None or not self._plan.refresh(self.param_groups, self.state):
             self._plan = Plan(self.rule, self.param_groups, self.state)
             if not self._plan.refresh(self.param_groups, self.state):
                 raise RuntimeError("parameters changed while they were being stepped")
         self._plan.run(hyperparameters)
-        return loss
 
     def _hyperparameters(self) -> list[dict[str, Any]]:
         """The rule's hyperparameters of each param group, as numbers, checked where changed."""

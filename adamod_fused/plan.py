@@ -246,8 +246,7 @@ class Plan:
         for index, (backend, device, dtype) in enumerate(self._batches):
             if table.batch(index).num_chunks:
                 backend.run(self._rule.name, table, index, device, dtype)
-            # Kernels write through addresses: autograd learns here that the parameters changed.
-            torch.autograd.graph.increment_version(table.advance(index))
+            table.advance(index)
             for member, copy, _ in staged:
                 if member.batch == index and copy is not member.param:
                     member.param.detach().copy_(copy)

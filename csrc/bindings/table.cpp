@@ -42,8 +42,9 @@ Table::Table(const std::vector<std::string>& states, std::size_t num_groups, boo
       entry_names_{interned("step")},
       params_key_(interned("params")),
       grad_key_(interned("grad")),
-      is_neg_key_(interned("is_neg")),
       grad_descriptor_(trusted_types_[0].attr("grad")),
+      increment_version_(
+          py::module_::import("torch").attr("autograd").attr("graph").attr("increment_version")),
       step_dtype_(reader_.number_of(py::module_::import("torch").attr("float32"))),
       group_sizes_(num_groups) {
   if (states.size() > max_states) {
@@ -54,7 +55,7 @@ Table::Table(const std::vector<std::string>& states, std::size_t num_groups, boo
 }
 
 int Table::add_batch(std::int64_t chunk_size) {
-  batches_.push_back(Batch{chunk_size, {}, 0, py::list()});
+  batches_.push_back(Batch{chunk_size, {}, 0});
   return static_cast<int>(batches_.size()) - 1;
 }
 
@@ -147,7 +148,8 @@ bool Table::take_down(const py::list& param_groups, const py::dict& state) {
     if (expected_key.ptr() != key) return false;
     if (index < 0) continue;  // an entry of the user's own
     if (!PyDict_Check(value)) return false;
-    params_[static_cast<std::size_t>(index)].state = value;
+    // Owned: to read a subclass's `grad` may run code of the user's that drops it.
+    params_[static_cast<std::size_t>(index)].state = py::reinterpret_borrow<py::object>(value);
   }
   if (seen != expected_state_.size()) return false;
 
@@ -158,7 +160,7 @@ bool Table::take_down(const py::list& param_groups, const py::dict& state) {
     if (param.batch == by_reference) continue;
     py::object grad = grad_of(param);
     if (grad.is_none()) continue;
-    if (param.batch == dormant || param.state == nullptr) return false;
+    if (param.batch == dormant || !param.state) return false;
     gathered_.push_back(i);
     param.held[0] = std::move(grad);
     if (!gather_entries(param)) return false;
@@ -189,16 +191,18 @@ bool Table::gather_entries(Param& param) const {
   std::size_t found = 0;
   PyObject *key, *value;
   Py_ssize_t position = 0;
-  while (found < entry_names_.size() && PyDict_Next(param.state, &position, &key, &value)) {
+  PyObject* const state = param.state.ptr();
+  while (found < entry_names_.size() && PyDict_Next(state, &position, &key, &value)) {
     if (key != entry_names_[found].ptr()) continue;
     param.held[++found] = py::reinterpret_borrow<py::object>(value);
   }
   for (; found < entry_names_.size(); ++found) {
-    value = PyDict_GetItemWithError(param.state, entry_names_[found].ptr());
+    value = PyDict_GetItemWithError(state, entry_names_[found].ptr());
     if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
     if (value == nullptr) return false;
     param.held[found + 1] = py::reinterpret_borrow<py::object>(value);
   }
+  param.state = py::object();
   return true;
 }
 
@@ -207,9 +211,9 @@ void Table::prefetch_objects(std::size_t turn) const {
   const auto ahead = [&](std::size_t turns) {
     return turn + turns < params_.size() ? &params_[turn + turns] : nullptr;
   };
-  if (const Param* param = ahead(8)) __builtin_prefetch(param->state);
-  if (const Param* param = ahead(4); param != nullptr && param->state != nullptr) {
-    const auto* keys = reinterpret_cast<PyDictObject*>(param->state)->ma_keys;
+  if (const Param* param = ahead(8)) __builtin_prefetch(param->state.ptr());
+  if (const Param* param = ahead(4); param != nullptr && param->state) {
+    const auto* keys = reinterpret_cast<PyDictObject*>(param->state.ptr())->ma_keys;
     __builtin_prefetch(keys);
     __builtin_prefetch(reinterpret_cast<const char*>(keys) + 64);
   }
@@ -230,7 +234,7 @@ void Table::clear() {
     batch.num_chunks = 0;
   }
   for (Param& param : params_) {
-    param.state = nullptr;
+    param.state = py::object();
     param.is_staged = false;
   }
 }
@@ -266,7 +270,10 @@ bool Table::fill(Param& param) {
   Row& row = batch.rows.emplace_back();
   row.numel = param.numel;
 
-  if (!reads(param.object.ptr(), param.dtype, view) || !lies_as(strides(param), view)) return false;
+  if (!reads(param.object.ptr(), param.dtype, view) || !lies_as(strides(param), view) ||
+      reader_.is_neg(param.object.ptr())) {
+    return false;
+  }
   row.param = view.data;
   param.is_staged = !lies_as(layout(param), view);
 
@@ -278,15 +285,7 @@ bool Table::fill(Param& param) {
       });
   if (!is_trusted || !reader_.is_strided(grad) || !reads(grad, param.dtype, view)) return false;
   row.grad = view.data;
-  param.is_staged |= !lies_as(layout(param), view);
-  // Autograd leaves a lazily negated gradient (the imaginary part of a conjugate) only where its
-  // stride of two does not show: in a tensor of one element.
-  if (param.numel == 1) {
-    const auto is_neg = py::reinterpret_steal<py::object>(
-        PyObject_CallMethodObjArgs(grad, is_neg_key_.ptr(), nullptr));
-    if (!is_neg) throw py::error_already_set();
-    param.is_staged |= is_neg.ptr() == Py_True;
-  }
+  param.is_staged |= !lies_as(layout(param), view) || reader_.is_neg(grad);
 
   for (std::size_t i = 0; i + 1 < entry_names_.size(); ++i) {
     if (!reads(param.held[i + 2].ptr(), param.state_dtype, view) || !lies_as(layout(param), view)) {
@@ -356,32 +355,31 @@ py::object Table::grad(int index) const {
   return params_.at(static_cast<std::size_t>(index)).held[0];
 }
 
-py::list Table::advance(int index) {
-  py::list& stepped = batches_.at(static_cast<std::size_t>(index)).stepped;
-  Py_ssize_t size = 0;
+void Table::advance(int index) {
+  std::vector<PyObject*> stepped;
+  stepped.reserve(gathered_.size());
   for (const std::size_t i : gathered_) {
     Param& param = params_[i];
     if (param.batch != index || param.step == nullptr) continue;
     *param.step += 1;
     release(param);
-    // Most often the list is that of the step before.
-    if (size == PyList_GET_SIZE(stepped.ptr())) {
-      stepped.append(param.object);
-    } else if (PyList_GET_ITEM(stepped.ptr(), size) != param.object.ptr()) {
-      stepped[static_cast<std::size_t>(size)] = param.object;
-    }
-    ++size;
+    stepped.push_back(param.object.ptr());
   }
-  PyList_SetSlice(stepped.ptr(), size, PY_SSIZE_T_MAX, nullptr);
-  return stepped;
+  if (reader_.bumps_versions()) {
+    for (PyObject* param : stepped) reader_.bump_version(param);
+  } else {
+    py::list params;
+    for (PyObject* param : stepped) params.append(py::reinterpret_borrow<py::object>(param));
+    increment_version_(params);
+  }
 }
 
 int Table::traverse(visitproc visit, void* arg) const {
   for (const Param& param : params_) {
     Py_VISIT(param.object.ptr());
+    Py_VISIT(param.state.ptr());
     for (const py::object& held : param.held) Py_VISIT(held.ptr());
   }
   for (const auto& entry : expected_state_) Py_VISIT(entry.first.ptr());
-  for (const Batch& batch : batches_) Py_VISIT(batch.stepped.ptr());
   return 0;
 }

@@ -30,7 +30,6 @@ struct Batch {
   std::int64_t chunk_size;
   std::vector<Row> rows;
   std::int64_t num_chunks = 0;
-  py::list stepped;  // parameters of the last step
 };
 
 class Table {
@@ -74,8 +73,8 @@ class Table {
   // The gradient that a parameter's row was filled with.
   py::object grad(int param) const;
 
-  // After a batch's launch: its step counts plus one; returns the parameters that were stepped.
-  py::list advance(int batch);
+  // After a batch's launch: its step counts plus one, and autograd learns which parameters changed.
+  void advance(int batch);
 
   // For Python's garbage collector: a parameter may lead back to the optimizer that holds us.
   int traverse(visitproc visit, void* arg) const;
@@ -99,9 +98,9 @@ class Table {
     std::int64_t numel, num_chunks, dim;
     std::size_t sizes;  // where in sizes_ its shape, strides and layout stand
     // This step's:
-    PyObject* state = nullptr;  // borrowed from the optimizer's state
-    Held held;                  // grad, step and states, until the launch is done
-    float* step = nullptr;      // null: no gradient, not stepped
+    py::object state;       // its entry in the optimizer's state, until `held` is full
+    Held held;              // grad, step and states, until the launch is done
+    float* step = nullptr;  // null: no gradient, not stepped
     std::size_t row = 0;
     bool is_staged = false;
   };
@@ -122,8 +121,8 @@ class Table {
   TensorReader reader_;
   std::vector<py::type> trusted_types_;
   std::vector<py::object> entry_names_;  // step, then the states; interned
-  py::object params_key_, grad_key_, is_neg_key_;
-  py::object grad_descriptor_;
+  py::object params_key_, grad_key_;
+  py::object grad_descriptor_, increment_version_;
   std::int32_t step_dtype_;
   std::vector<Param> params_;
   std::vector<std::int64_t> sizes_;  // of all, in one place: a step reads them all
