@@ -177,7 +177,7 @@ class Plan:
     def _make_table(self, state: State, fast: bool) -> Any:
         table = extension.core.Table(list(self._rule.states), len(self._requested), fast)
         for batch in self._batches:
-            table.add_batch(batch.backend.chunk_size)
+            table.add_batch(batch.backend.chunk_size, False)
         for member in self._members:
             state_dtype = COMPUTE_DTYPES.get(member.param.dtype, torch.float32)
             table.add_param(member.param, member.group, member.batch, state_dtype, member.layout)
@@ -241,7 +241,7 @@ class Plan:
 
     def _run_kernels(self, hyperparameters: Sequence[dict[str, Any]]) -> None:
         table = self._table
-        table.set_scalars([self._rule.prepare(t, **hyperparameters[g]) for g, t in table.due()])
+        table.prepare(self._rule.name, [self._rule.hyperparameters(**h) for h in hyperparameters])
         staged = [self._stage(index) for index in table.staged()]
         for index, (backend, device, dtype) in enumerate(self._batches):
             if table.batch(index).num_chunks:

@@ -48,6 +48,7 @@ class CpuBackend:
             dtype_name(dtype),
             table,
             index,
+            1.0,
             torch.get_num_threads(),
             self.instruction_set,
         )

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "../engine/scalars.h"
+
 namespace {
 
 constexpr float max_step = 0x1p24f;  // float32 counts no further in ones
@@ -34,6 +36,25 @@ bool same_strides(const std::int64_t* strides, const TensorView& view, std::int6
   return true;
 }
 
+// `numbers`: as Table::set_groups tells.
+void set_numbers(Group& group, const py::handle numbers) {
+  std::size_t i = 0;
+  for (const py::handle number : numbers.cast<py::tuple>()) {
+    if (i == max_hyperparameters) {
+      throw py::value_error("a rule has at most " + std::to_string(max_hyperparameters) +
+                            " hyperparameters");
+    }
+    if (py::isinstance<py::tuple>(number)) {
+      const auto [address, is_wide] = number.cast<std::pair<std::uintptr_t, bool>>();
+      group.addresses[i] = reinterpret_cast<const void*>(address);
+      group.wide |= std::int64_t{is_wide} << i;
+    } else {
+      group.values[i] = number.cast<double>();
+    }
+    ++i;
+  }
+}
+
 }  // namespace
 
 Table::Table(const std::vector<std::string>& states, std::size_t num_groups, bool fast)
@@ -42,6 +63,7 @@ Table::Table(const std::vector<std::string>& states, std::size_t num_groups, boo
       entry_names_{interned("step")},
       params_key_(interned("params")),
       grad_key_(interned("grad")),
+      version_key_(interned("_version")),
       grad_descriptor_(trusted_types_[0].attr("grad")),
       increment_version_(
           py::module_::import("torch").attr("autograd").attr("graph").attr("increment_version")),
@@ -54,8 +76,8 @@ Table::Table(const std::vector<std::string>& states, std::size_t num_groups, boo
   for (const std::string& name : states) entry_names_.push_back(interned(name.c_str()));
 }
 
-int Table::add_batch(std::int64_t chunk_size) {
-  batches_.push_back(Batch{chunk_size, {}, 0});
+int Table::add_batch(std::int64_t chunk_size, bool counts_on_device) {
+  batches_.push_back(Batch{chunk_size, counts_on_device, {}, 0, {}, {}});
   return static_cast<int>(batches_.size()) - 1;
 }
 
@@ -231,6 +253,7 @@ void Table::clear() {
   scalars_rows_.clear();
   for (Batch& batch : batches_) {
     batch.rows.clear();
+    batch.counts.clear();
     batch.num_chunks = 0;
   }
   for (Param& param : params_) {
@@ -241,7 +264,7 @@ void Table::clear() {
 
 void Table::release(Param& param) {
   for (py::object& held : param.held) held = py::object();
-  param.step = nullptr;
+  param.is_due = false;
 }
 
 bool Table::put(int index, py::object grad, const py::tuple& states, py::object step) {
@@ -294,15 +317,24 @@ bool Table::fill(Param& param) {
     row.state[i] = view.data;
   }
 
-  if (!reader_.read(param.held[1].ptr(), view) || view.dtype != step_dtype_ || view.dim != 0 ||
-      view.device_type != reader_.cpu()) {
+  if (!reader_.read(param.held[1].ptr(), view) || view.dtype != step_dtype_ || view.dim != 0) {
     return false;
   }
   auto* step = reinterpret_cast<float*>(view.data);
-  if (!(*step >= 0 && *step <= max_step)) return false;
-  row.scalars = scalars_row(param.group, static_cast<std::int64_t>(*step) + 1);
+  if (batch.counts_on_device) {
+    if (view.device_type != param.device_type || view.device_index != param.device_index) {
+      return false;
+    }
+    row.scalars = static_cast<std::int64_t>(batch.counts.size());
+    batch.counts.push_back(Count{step, param.group});
+    param.step = nullptr;
+  } else {
+    if (view.device_type != reader_.cpu() || !(*step >= 0 && *step <= max_step)) return false;
+    row.scalars = scalars_row(param.group, static_cast<std::int64_t>(*step) + 1);
+    param.step = step;
+  }
 
-  param.step = step;
+  param.is_due = true;
   row.first_chunk = batch.num_chunks;
   batch.num_chunks += param.num_chunks;
   return true;
@@ -332,23 +364,43 @@ void Table::stage(int index, std::uintptr_t param_address, std::uintptr_t grad_a
   row.grad = reinterpret_cast<const void*>(grad_address);
 }
 
-py::list Table::due() const {
-  py::list pairs;
-  for (const auto& [group, step] : due_) pairs.append(py::make_tuple(group, step));
-  return pairs;
-}
-
-void Table::set_scalars(const py::list& rows) {
-  if (rows.size() != due_.size()) {
-    throw py::value_error("expected a row of scalars for each pair in due()");
-  }
+void Table::prepare(const std::string& rule, const py::list& groups) {
   scalars64_.clear();
-  for (const py::handle row : rows) {
-    for (const py::handle value : py::reinterpret_borrow<py::tuple>(row)) {
-      scalars64_.push_back(value.cast<double>());
-    }
+  for (const auto& [index, step] : due_) {
+    Group group{};
+    set_numbers(group, groups[static_cast<std::size_t>(index)]);
+    prepare_scalars(rule, step, group, scalars64_);
   }
   scalars_.assign(scalars64_.begin(), scalars64_.end());  // each rounded once
+}
+
+void Table::set_groups(int index, const py::list& groups) {
+  Batch& batch = batches_.at(static_cast<std::size_t>(index));
+  batch.groups.clear();
+  for (const py::handle numbers : groups) set_numbers(batch.groups.emplace_back(), numbers);
+}
+
+GradTable Table::grad_table(const std::vector<int>& params) const {
+  GradTable table;
+  for (const int index : params) {
+    const Param& param = params_.at(static_cast<std::size_t>(index));
+    if (!param.is_due) continue;
+    const Row& row = batches_[static_cast<std::size_t>(param.batch)].rows[param.row];
+    table.rows.push_back(GradRow{row.grad, row.numel, table.num_segments});
+    table.num_segments += (row.numel + segment_size - 1) / segment_size;
+  }
+  return table;
+}
+
+py::bytes Table::fingerprint() const {
+  std::vector<std::int64_t> facts;
+  for (const std::size_t index : gathered_) {
+    const Param& param = params_[index];
+    const Row& row = batches_[static_cast<std::size_t>(param.batch)].rows[param.row];
+    facts.push_back(reinterpret_cast<std::intptr_t>(row.grad));
+    facts.push_back(param.held[0].attr(version_key_).cast<std::int64_t>());
+  }
+  return py::bytes(reinterpret_cast<const char*>(facts.data()), facts.size() * sizeof(facts[0]));
 }
 
 py::object Table::grad(int index) const {
@@ -360,8 +412,8 @@ void Table::advance(int index) {
   stepped.reserve(gathered_.size());
   for (const std::size_t i : gathered_) {
     Param& param = params_[i];
-    if (param.batch != index || param.step == nullptr) continue;
-    *param.step += 1;
+    if (param.batch != index || !param.is_due) continue;
+    if (param.step != nullptr) *param.step += 1;
     release(param);
     stepped.push_back(param.object.ptr());
   }
