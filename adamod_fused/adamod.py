@@ -68,6 +68,12 @@ class AdaMod(FusedOptimizer):
         maximize: ascend instead of descend. Default: False.
         backend: None chooses the fastest that works for each tensor; ``"cuda"``, ``"triton"``,
             ``"cpu"`` or ``"reference"`` obeys or raises. Default: None.
+        foreach: accepted for torch.optim.Adam's configurations. There is one set of kernels: it
+            changes nothing. Default: None.
+        fused: True insists on a kernel: a tensor that only the reference serves is an error at
+            the step that would use it. None and False change nothing. Default: None.
+        differentiable: only False is served, because autograd does not see what a kernel writes.
+            Default: False.
 
     State per parameter: ``step`` (0-dim float32 tensor on the CPU), ``exp_avg``, ``exp_avg_sq``
     and ``exp_avg_lr`` (shape and device of the parameter; float64 for float64 parameters, else
@@ -77,7 +83,9 @@ class AdaMod(FusedOptimizer):
         TypeError: a hyperparameter, parameter or gradient of a type or dtype that is not served.
         ValueError: a hyperparameter out of its range; a gradient or state that does not fit its
             parameter; a state dict that does not fit the optimizer.
-        RuntimeError: a backend asked for by name that does not work here; a sparse gradient.
+        RuntimeError: a backend asked for by name that does not work here; ``fused=True`` where no
+            kernel serves; ``fused`` and ``foreach`` both True; ``differentiable=True``; a sparse
+            gradient.
         All are raised before any parameter or state has changed.
 
     Example:
@@ -109,6 +117,9 @@ class AdaMod(FusedOptimizer):
         variant: str = "paper",
         maximize: bool = False,
         backend: str | None = None,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        differentiable: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -121,5 +132,8 @@ class AdaMod(FusedOptimizer):
                 "variant": variant,
                 "maximize": maximize,
                 "backend": backend,
+                "foreach": foreach,
+                "fused": fused,
+                "differentiable": differentiable,
             },
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import reference
+from . import execution, reference
 from .adamod import check_hyperparameters
 from .optimizer import as_numbers
 from .plan import Plan
@@ -90,9 +90,8 @@ def adamod(
     states = zip(state_steps, exp_avgs, exp_avg_sqs, exp_avg_lrs, strict=True)
     given = [dict(zip(("step", *reference.AdaMod.states), s, strict=True)) for s in states]
     state = {param: dict(entries) for param, entries in zip(params, given, strict=True)}
-    plan = Plan(
-        reference.AdaMod, [{"params": params, "backend": backend}], state, grad_of.__getitem__
-    )
+    group = {**execution.DEFAULTS, "params": params, "backend": backend}
+    plan = Plan(reference.AdaMod, [group], state, grad_of.__getitem__)
     plan.load(state)
     plan.run([hyperparameters])
     for param, entries in zip(params, given, strict=True):

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from . import validation
-from .backends import NAMES
+from . import execution, validation
 from .plan import Plan
 from .reference import COMPUTE_DTYPES
 
@@ -54,7 +53,8 @@ class FusedOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.defaults.pop("differentiable", None)  # torch's own addition: no rule knows it
+        for name, value in execution.DEFAULTS.items():  # pickles may be older than a keyword
+            self.defaults.setdefault(name, value)
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
@@ -62,14 +62,13 @@ class FusedOptimizer(Optimizer):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         self.check_hyperparameters(group)
-        if group["backend"] is not None:
-            validation.check_choice("backend", group["backend"], NAMES)
+        execution.check(group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a param group, after checking its hyperparameters and parameters.
 
         Raises:
-            TypeError, ValueError: as the constructor; the optimizer is unchanged.
+            TypeError, ValueError, RuntimeError: as the constructor; the optimizer is unchanged.
         """
         super().add_param_group(param_group)
         index, group = len(self.param_groups) - 1, self.param_groups[-1]
@@ -80,7 +79,7 @@ class FusedOptimizer(Optimizer):
                     continue
                 if param.requires_grad or not isinstance(param, torch.nn.Parameter):
                     validation.check_param(param, validation.label(index, i, group))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RuntimeError):
             self.param_groups.pop()
             raise
 
@@ -117,6 +116,8 @@ class FusedOptimizer(Optimizer):
     def _step(self) -> None:
         hyperparameters = self._hyperparameters()
         if self._plan is None or not self._plan.refresh(self.param_groups, self.state):
+            for group in self.param_groups:
+                self._check_group(group)
             self._plan = Plan(self.rule, self.param_groups, self.state)
             if not self._plan.refresh(self.param_groups, self.state):
                 raise RuntimeError("parameters changed while they were being stepped")
@@ -124,7 +125,7 @@ class FusedOptimizer(Optimizer):
 
     def _hyperparameters(self) -> list[dict[str, Any]]:
         """The rule's hyperparameters of each param group, as numbers, checked where changed."""
-        names = [name for name in self.defaults if name != "backend"]
+        names = [name for name in self.defaults if name not in execution.DEFAULTS]
         values = [{name: as_numbers(g[name]) for name in names} for g in self.param_groups]
         if values != self._checked:
             for group in self.param_groups:
@@ -133,7 +134,9 @@ class FusedOptimizer(Optimizer):
         return values
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state dict, each state in the dtype that it has here; ``backend`` stays.
+        """Loads a state dict, each state in the dtype that it has here.
+
+        How a step runs, ``backend``, ``foreach``, ``fused`` and ``differentiable``, stays as it is.
 
         As in torch, a tensor that has this dtype and device already is taken over, not copied:
         load a deep copy where two optimizers are to go on from one state dict.
@@ -142,7 +145,7 @@ class FusedOptimizer(Optimizer):
             TypeError, ValueError: the state dict does not fit; the optimizer is unchanged.
         """
         loaded: list[tuple[Tensor, dict[str, Tensor]]] = []
-        backends = [group["backend"] for group in self.param_groups]
+        how = [{name: group[name] for name in execution.DEFAULTS} for group in self.param_groups]
 
         def check(_: Optimizer, given: dict[str, Any]) -> None:
             self._check_state_dict(given)
@@ -159,8 +162,8 @@ class FusedOptimizer(Optimizer):
             # torch cast the states to their parameter's dtype: these are from the source.
             for param, states in loaded:
                 self.state[param].update(states)
-            for group, backend in zip(self.param_groups, backends, strict=True):
-                group["backend"] = backend
+            for group, keywords in zip(self.param_groups, how, strict=True):
+                group.update(keywords)
 
         # Hooks of the user's run before the check and after the restoration.
         handles = (
@@ -196,13 +199,14 @@ class FusedOptimizer(Optimizer):
                 f"{sizes}; load a state dict saved for the same model and groups"
             )
         for index, group in enumerate(saved_groups):
-            missing = [name for name in self.defaults if name not in group and name != "backend"]
+            given = {**group, **execution.DEFAULTS}
+            missing = [name for name in self.defaults if name not in given]
             if missing:
                 raise ValueError(
                     f"param group {index} of the state dict lacks {', '.join(missing)}; load a "
                     f"state dict that {type(self).__name__} saved"
                 )
-            self._check_group({**group, "backend": None})
+            self._check_group(given)
         labels = {
             param: validation.label(g, i, group)
             for g, group in enumerate(self.param_groups)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import validation
+from . import execution, validation
 from .backends import Backend, choose, extension
 from .reference import COMPUTE_DTYPES, step_
 
@@ -51,6 +51,8 @@ class ReferenceStep(NamedTuple):
     states: dict[str, Tensor]
 
 
+_how = operator.itemgetter(*execution.DEFAULTS)
+
 # Members that no batch of the table holds; the numbers are those of csrc/bindings/table.h.
 BY_REFERENCE = -1
 DORMANT = -2  # neither gradient nor state so far
@@ -77,8 +79,8 @@ class Plan:
 
     Args:
         rule: a rule of ``reference.py``.
-        groups: the optimizer's ``param_groups``; of each, ``params``, ``backend`` and, for error
-            messages, ``param_names`` are read here.
+        groups: the optimizer's ``param_groups``; of each, ``params``, the keywords of
+            ``execution.py`` and, for error messages, ``param_names`` are read here.
         state: the optimizer's ``state``. Missing states are made, of zeros; states that do not
             lie in memory as their parameter does are replaced by copies that do.
         grad_of: where gradients come from.
@@ -99,7 +101,7 @@ class Plan:
     ) -> None:
         self._rule = rule
         self._grad_of = grad_of
-        self._requested = [group["backend"] for group in groups]
+        self._requested = [_how(group) for group in groups]
         self._batches: list[Batch] = []
         self._chosen: dict[Any, Backend | None] = {}
         validation.check_distinct(groups)
@@ -123,7 +125,7 @@ class Plan:
         if self._grad_of(param) is None and not state.get(param):
             return Member(param, group_index, label, DORMANT, ())
         self._check(param, label, state)
-        backend = self._choose(group["backend"], param)
+        backend = self._choose(group["backend"], param, bool(group["fused"]))
         if backend is None:
             return Member(param, group_index, label, BY_REFERENCE, ())
         batch = Batch(backend, param.device, param.dtype)
@@ -131,11 +133,11 @@ class Plan:
             self._batches.append(batch)
         return Member(param, group_index, label, self._batches.index(batch), dense_strides(param))
 
-    def _choose(self, name: str | None, param: Tensor) -> Backend | None:
+    def _choose(self, name: str | None, param: Tensor, fused: bool) -> Backend | None:
         """As ``backends.choose``, asked once for all parameters of a kind."""
-        kind = (name, type(param), param.device, param.dtype)
+        kind = (name, type(param), param.device, param.dtype, fused)
         if kind not in self._chosen:
-            self._chosen[kind] = choose(name, param)
+            self._chosen[kind] = choose(name, param, fused=fused)
         return self._chosen[kind]
 
     def _check(self, param: Tensor, label: str, state: State) -> None:
@@ -193,7 +195,7 @@ class Plan:
         Raises:
             TypeError, ValueError, RuntimeError: as the constructor.
         """
-        if [group["backend"] for group in groups] != self._requested:
+        if [_how(group) for group in groups] != self._requested:
             return False
         unchanged = self._table.refresh if self._table is not None else self._same_params
         return unchanged(groups, state) and self._refresh_reference(state)
