@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from . import validation
+from . import compiled, validation
 from .backends import NAMES
 from .plan import Plan
 from .reference import COMPUTE_DTYPES
@@ -36,6 +36,8 @@ class FusedOptimizer(Optimizer):
 
     rule: ClassVar[Any]
     """A rule of ``reference.py``."""
+    operator: ClassVar[Any]
+    """What ``operators.register`` made of the rule."""
 
     @staticmethod
     def check_hyperparameters(values: dict[str, Any]) -> None:
@@ -102,6 +104,9 @@ class FusedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if torch.compiler.is_compiling():
+            self._step_in_graph()
+            return loss
         if self._is_stepping:
             raise RuntimeError(
                 "step() was called while this optimizer is stepping, by another thread or by code "
@@ -121,6 +126,24 @@ class FusedOptimizer(Optimizer):
             if not self._plan.refresh(self.param_groups, self.state):
                 raise RuntimeError("parameters changed while they were being stepped")
         self._plan.run(hyperparameters)
+
+    def _step_in_graph(self) -> None:
+        if self._is_traceable():
+            names = [name for name in self.defaults if name != "backend"]
+            with torch.no_grad():
+                compiled.step(self.operator, self.rule, self.param_groups, self.state, names)
+        else:
+            self._step_outside_graph()
+
+    # Run, not traced, while the step around it is traced: its answer is built into the graph.
+    @torch.compiler.assume_constant_result
+    def _is_traceable(self) -> bool:
+        self._hyperparameters()
+        return compiled.is_traceable(self.rule, self.param_groups, self.state)
+
+    @torch.compiler.disable
+    def _step_outside_graph(self) -> None:
+        self._step()
 
     def _hyperparameters(self) -> list[dict[str, Any]]:
         """The rule's hyperparameters of each param group, as numbers, checked where changed."""
