@@ -54,7 +54,6 @@ def register(rule: Any, check: Callable[[dict[str, Any]], None]) -> Any:
         require gradients must be given under ``torch.no_grad()``. It raises what the optimizer
         class raises, before any tensor has changed.
     """
-
     names = lists.names_of_lists(rule)
     hyperparameters = tuple(hyperparameters_of(rule))
 

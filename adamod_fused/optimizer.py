@@ -136,12 +136,12 @@ class FusedOptimizer(Optimizer):
             self._step_outside_graph()
 
     # Run, not traced, while the step around it is traced: its answer is built into the graph.
-    @torch.compiler.assume_constant_result
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
     def _is_traceable(self) -> bool:
         self._hyperparameters()
         return compiled.is_traceable(self.rule, self.param_groups, self.state)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
     def _step_outside_graph(self) -> None:
         self._step()
 
