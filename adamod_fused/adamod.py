@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.optim.optimizer import ParamsT
 
-from . import reference
+from . import operators, reference
 from .optimizer import FusedOptimizer
 from .validation import check_choice, check_range
 
@@ -104,6 +104,7 @@ class AdaMod(FusedOptimizer):
 
     rule = reference.AdaMod
     check_hyperparameters = staticmethod(check_hyperparameters)
+    operator = operators.register(reference.AdaMod, check_hyperparameters)
 
     def __init__(
         self,

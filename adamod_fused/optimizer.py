@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from . import execution, validation
+from . import compiled, execution, validation
 from .plan import Plan
 from .reference import COMPUTE_DTYPES
 
@@ -35,6 +35,8 @@ class FusedOptimizer(Optimizer):
 
     rule: ClassVar[Any]
     """A rule of ``reference.py``."""
+    operator: ClassVar[Any]
+    """What ``operators.register`` made of the rule."""
 
     @staticmethod
     def check_hyperparameters(values: dict[str, Any]) -> None:
@@ -101,6 +103,9 @@ class FusedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if torch.compiler.is_compiling():
+            self._step_in_graph()
+            return loss
         if self._is_stepping:
             raise RuntimeError(
                 "step() was called while this optimizer is stepping, by another thread or by code "
@@ -123,9 +128,30 @@ class FusedOptimizer(Optimizer):
                 raise RuntimeError("parameters changed while they were being stepped")
         self._plan.run(hyperparameters)
 
+    def _step_in_graph(self) -> None:
+        if self._is_traceable():
+            names = self._hyperparameter_names()
+            with torch.no_grad():
+                compiled.step(self.operator, self.rule, self.param_groups, self.state, names)
+        else:
+            self._step_outside_graph()
+
+    # Run, not traced, while the step around it is traced: its answer is built into the graph.
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
+    def _is_traceable(self) -> bool:
+        self._hyperparameters()
+        return compiled.is_traceable(self.rule, self.param_groups, self.state)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
+    def _step_outside_graph(self) -> None:
+        self._step()
+
+    def _hyperparameter_names(self) -> list[str]:
+        return [name for name in self.defaults if name not in execution.DEFAULTS]
+
     def _hyperparameters(self) -> list[dict[str, Any]]:
         """The rule's hyperparameters of each param group, as numbers, checked where changed."""
-        names = [name for name in self.defaults if name not in execution.DEFAULTS]
+        names = self._hyperparameter_names()
         values = [{name: as_numbers(g[name]) for name in names} for g in self.param_groups]
         if values != self._checked:
             for group in self.param_groups:
