@@ -66,7 +66,8 @@ int Table::add_param(py::object object, int group, int batch, const py::object& 
   param.sizes = sizes_.size();
   if (batch >= 0) {
     TensorView view;
-    if (!reader_.read(object.ptr(), view)) throw py::value_error("tensor without plain memory");
+    if (!reader_.read(dtensors_.local(object.ptr()), view))
+      throw py::value_error("tensor without plain memory");
     param.dtype = view.dtype;
     param.state_dtype = reader_.number_of(state_dtype);
     param.device_type = view.device_type;
@@ -250,6 +251,13 @@ bool Table::put(int index, py::object grad, const py::tuple& states, py::object 
   return fill(param);
 }
 
+// Some subclasses of torch.Tensor keep their elements elsewhere.
+bool Table::is_trusted(PyObject* tensor) const {
+  return std::any_of(trusted_types_.begin(), trusted_types_.end(), [&](const py::type& type) {
+    return type.ptr() == reinterpret_cast<PyObject*>(Py_TYPE(tensor));
+  });
+}
+
 bool Table::fill(Param& param) {
   const auto reads = [&](PyObject* tensor, std::int32_t dtype, TensorView& view) {
     return reader_.read(tensor, view) && view.dtype == dtype &&
@@ -266,30 +274,40 @@ bool Table::fill(Param& param) {
   Row& row = batch.rows.emplace_back();
   row.numel = param.numel;
 
-  if (!reads(param.object.ptr(), param.dtype, view) || !lies_as(strides(param), view)) return false;
+  PyObject* const tensor = param.object.ptr();
+  if (!reads(dtensors_.local(tensor), param.dtype, view) || !lies_as(strides(param), view))
+    return false;
   row.param = view.data;
   param.is_staged = !lies_as(layout(param), view);
 
-  PyObject* const grad = param.held[0].ptr();
-  // Some subclasses of torch.Tensor keep their elements elsewhere.
-  const bool is_trusted =
-      std::any_of(trusted_types_.begin(), trusted_types_.end(), [&](const py::type& type) {
-        return type.ptr() == reinterpret_cast<PyObject*>(Py_TYPE(grad));
-      });
-  if (!is_trusted || !reader_.is_strided(grad) || !reads(grad, param.dtype, view)) return false;
-  row.grad = view.data;
-  param.is_staged |= !lies_as(layout(param), view);
-  // Autograd leaves a lazily negated gradient (the imaginary part of a conjugate) only where its
-  // stride of two does not show: in a tensor of one element.
-  if (param.numel == 1) {
-    const auto is_neg = py::reinterpret_steal<py::object>(
-        PyObject_CallMethodObjArgs(grad, is_neg_key_.ptr(), nullptr));
-    if (!is_neg) throw py::error_already_set();
-    param.is_staged |= is_neg.ptr() == Py_True;
+  const bool is_local = dtensors_.is_dtensor(tensor);
+  PyObject* const given = param.held[0].ptr();
+  if (dtensors_.is_dtensor(given) != is_local) return false;
+  PyObject* const grad = dtensors_.local(given);
+  if (is_local && !(is_trusted(grad) && dtensors_.same_sharding(tensor, given))) {
+    param.is_staged = true;  // a collective is to make it or may still be writing it
+  } else {
+    if (!is_trusted(grad) || !reader_.is_strided(grad) || !reads(grad, param.dtype, view)) {
+      return false;
+    }
+    row.grad = view.data;
+    param.is_staged |= !lies_as(layout(param), view);
+    // Autograd leaves a lazily negated gradient (the imaginary part of a conjugate) only where its
+    // stride of two does not show: in a tensor of one element.
+    if (param.numel == 1) {
+      const auto is_neg = py::reinterpret_steal<py::object>(
+          PyObject_CallMethodObjArgs(grad, is_neg_key_.ptr(), nullptr));
+      if (!is_neg) throw py::error_already_set();
+      param.is_staged |= is_neg.ptr() == Py_True;
+    }
   }
 
   for (std::size_t i = 0; i + 1 < entry_names_.size(); ++i) {
-    if (!reads(param.held[i + 2].ptr(), param.state_dtype, view) || !lies_as(layout(param), view)) {
+    PyObject* const state = param.held[i + 2].ptr();
+    if (dtensors_.is_dtensor(state) != is_local ||
+        (is_local && !dtensors_.same_sharding(tensor, state)))
+      return false;
+    if (!reads(dtensors_.local(state), param.state_dtype, view) || !lies_as(layout(param), view)) {
       return false;
     }
     row.state[i] = view.data;
@@ -359,18 +377,23 @@ py::object Table::grad(int index) const {
 py::list Table::advance(int index) {
   py::list& stepped = batches_.at(static_cast<std::size_t>(index)).stepped;
   Py_ssize_t size = 0;
+  const auto list_next = [&](PyObject* tensor) {
+    const auto object = py::reinterpret_borrow<py::object>(tensor);
+    // Most often the list is that of the step before.
+    if (size == PyList_GET_SIZE(stepped.ptr())) {
+      stepped.append(object);
+    } else if (PyList_GET_ITEM(stepped.ptr(), size) != tensor) {
+      stepped[static_cast<std::size_t>(size)] = object;
+    }
+    ++size;
+  };
   for (const std::size_t i : gathered_) {
     Param& param = params_[i];
     if (param.batch != index || param.step == nullptr) continue;
     *param.step += 1;
     release(param);
-    // Most often the list is that of the step before.
-    if (size == PyList_GET_SIZE(stepped.ptr())) {
-      stepped.append(param.object);
-    } else if (PyList_GET_ITEM(stepped.ptr(), size) != param.object.ptr()) {
-      stepped[static_cast<std::size_t>(size)] = param.object;
-    }
-    ++size;
+    list_next(param.object.ptr());
+    if (dtensors_.is_dtensor(param.object.ptr())) list_next(dtensors_.local(param.object.ptr()));
   }
   PyList_SetSlice(stepped.ptr(), size, PY_SSIZE_T_MAX, nullptr);
   return stepped;
