@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import execution, validation
 from .backends import Backend, choose, extension
+from .dtensor import dtensor_type, local, redistributed, sharding_fields, wrapped
 from .reference import COMPUTE_DTYPES, step_
 
 Groups = Sequence[dict[str, Any]]
@@ -33,7 +34,10 @@ class Batch(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A parameter of the plan; ``label`` names it in errors, ``layout``: its states' strides."""
+    """A parameter of the plan; ``label`` names it in errors, ``layout``: its states' strides.
+
+    The strides of a DTensor are those of its local tensors.
+    """
 
     param: Tensor
     group: int
@@ -125,13 +129,14 @@ class Plan:
         if self._grad_of(param) is None and not state.get(param):
             return Member(param, group_index, label, DORMANT, ())
         self._check(param, label, state)
-        backend = self._choose(group["backend"], param, bool(group["fused"]))
+        shard = local(param)
+        backend = self._choose(group["backend"], shard, bool(group["fused"]))
         if backend is None:
             return Member(param, group_index, label, BY_REFERENCE, ())
-        batch = Batch(backend, param.device, param.dtype)
+        batch = Batch(backend, shard.device, shard.dtype)
         if batch not in self._batches:
             self._batches.append(batch)
-        return Member(param, group_index, label, self._batches.index(batch), dense_strides(param))
+        return Member(param, group_index, label, self._batches.index(batch), dense_strides(shard))
 
     def _choose(self, name: str | None, param: Tensor, fused: bool) -> Backend | None:
         """As ``backends.choose``, asked once for all parameters of a kind."""
@@ -151,12 +156,13 @@ class Plan:
     def _written(self, state: State) -> Iterator[tuple[Tensor, str]]:
         """The dense tensors that a step writes and that exist already, and their names."""
         for param, _, label, batch, layout in self._members:
-            if batch == DORMANT or not validation.is_plain(param) or param.is_meta:
+            shard = local(param)
+            if batch == DORMANT or not validation.is_plain(shard) or shard.is_meta:
                 continue
-            if param.stride() == (layout or dense_strides(param)):
-                yield param, label
+            if shard.stride() == (layout or dense_strides(shard)):
+                yield shard, label
             for name in ("step", *self._rule.states) if state.get(param) else ():
-                yield state[param][name], f"{name} of {label}"
+                yield local(state[param][name]), f"{name} of {label}"
 
     def _complete_state(self, member: Member, state: State) -> None:
         param = member.param
@@ -169,25 +175,40 @@ class Plan:
             }
         elif member.batch >= 0:
             for name in self._rule.states:
-                state[param][name] = laid_out(state[param][name], member.layout)
+                shard = local(state[param][name])
+                dense = laid_out(shard, member.layout)
+                if dense is not shard:
+                    state[param][name] = wrapped(dense, param)
 
     def _zeros_like(self, member: Member, dtype: torch.dtype) -> Tensor:
         if member.batch < 0:
             return torch.zeros_like(member.param, dtype=dtype)
-        return self._batches[member.batch].backend.zeros_like(member.param, dtype)
+        shard = self._batches[member.batch].backend.zeros_like(local(member.param), dtype)
+        return wrapped(shard, member.param)
 
     def _make_table(self, state: State, fast: bool) -> Any:
         table = extension.core.Table(list(self._rule.states), len(self._requested), fast)
+        if (known := dtensor_type()) is not None:
+            table.know_dtensor(known, sharding_fields())
         for batch in self._batches:
             table.add_batch(batch.backend.chunk_size, False)
         for member in self._members:
             state_dtype = COMPUTE_DTYPES.get(member.param.dtype, torch.float32)
             table.add_param(member.param, member.group, member.batch, state_dtype, member.layout)
-            grad = self._grad_of(member.param)
-            if grad is not None and validation.is_plain(grad):
-                table.trust(type(grad))
+            self._trust_types(table, member, state)
         table.expect_state(state)
         return table
+
+    def _trust_types(self, table: Any, member: Member, state: State) -> None:
+        """Has the table take the types of a member's tensors, where kernels can read them."""
+        shards = [local(member.param)]
+        grad = self._grad_of(member.param)
+        if grad is not None:
+            entries = state[member.param]
+            shards += [local(grad), *(local(entries[name]) for name in self._rule.states)]
+        for shard in shards:
+            if validation.is_plain(shard):
+                table.trust(type(shard))
 
     def refresh(self, groups: Groups, state: State) -> bool:
         """Takes down this step's tensors; False where they are no longer those of the plan.
@@ -249,18 +270,24 @@ class Plan:
             if table.batch(index).num_chunks:
                 backend.run(self._rule.name, table, index, device, dtype)
             table.advance(index)
-            for member, copy, _ in staged:
-                if member.batch == index and copy is not member.param:
-                    member.param.detach().copy_(copy)
+            for batch, shard, copy, _ in staged:
+                if batch == index and copy is not shard:
+                    shard.detach().copy_(copy)
 
     @torch.no_grad()
-    def _stage(self, index: int) -> tuple[Member, Tensor, Tensor]:
-        """Puts a parameter or gradient that does not lie as the states do through a copy."""
-        member = self._members[index]
-        param = laid_out(member.param, member.layout)
-        grad = laid_out(self._table.grad(index), member.layout)
+    def _stage(self, index: int) -> tuple[int, Tensor, Tensor, Tensor]:
+        """Puts a parameter or gradient that does not lie as the states do through a copy.
+
+        So are DTensors' gradients that other placements have cut, redistributed on the way.
+        """
+        member, given = self._members[index], self._table.grad(index)
+        validation.check_grad(member.param, given, member.label)
+        redone = redistributed(given, member.param)
+        validation.check_grad(member.param, redone, member.label)
+        shard = local(member.param)
+        param, grad = laid_out(shard, member.layout), laid_out(local(redone), member.layout)
         self._table.stage(index, param.data_ptr(), grad.data_ptr())
-        return member, param, grad
+        return member.batch, shard, param, grad
 
     @torch.no_grad()
     def _run_reference(self, hyperparameters: Sequence[dict[str, Any]]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .dtensor import is_dtensor, is_partial, local, same_mesh, same_sharding
 from .reference import COMPUTE_DTYPES
 
 MAX_STEP = 2.0**24
@@ -88,17 +89,24 @@ def check_param(param: Tensor, who: str) -> None:
     if param.layout is not torch.strided:
         raise TypeError(f"{who} has layout {param.layout}; convert it with param.to_dense()")
     check_memory(param, who)
-    if torch._debug_has_internal_overlap(param) == 1:
+    if is_partial(param):
         raise ValueError(
-            f"{who} has elements that share memory (shape {tuple(param.shape)}, strides "
-            f"{param.stride()}); optimize param.contiguous() instead"
+            f"{who} is {describe(param)}: a Partial parameter has no elements of its own to step; "
+            "redistribute it to Shard or Replicate placements before making the optimizer"
         )
-    if param.is_neg():
+    shard = local(param)
+    if torch._debug_has_internal_overlap(shard) == 1:
+        raise ValueError(
+            f"{who} has elements that share memory (shape {tuple(shard.shape)}, strides "
+            f"{shard.stride()}); optimize param.contiguous() instead"
+        )
+    if shard.is_neg():
         raise ValueError(f"{who} is a lazily negated view; optimize param.resolve_neg() instead")
 
 
 def check_memory(tensor: Tensor, who: str) -> None:
     """Raises where a tensor has elements and no memory that holds them."""
+    tensor = local(tensor)
     is_held = tensor.device.type != "meta" and is_plain(tensor)
     if is_held and tensor.numel() > 0 and tensor.data_ptr() == 0:
         raise ValueError(
@@ -112,6 +120,14 @@ def is_plain(tensor: Tensor) -> bool:
     return type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
 
 
+def describe(tensor: Tensor) -> str:
+    """How errors name what kind of tensor one is."""
+    if is_dtensor(tensor):
+        cut = f"{tensor.placements} on {tensor.device_mesh}"  # type: ignore[attr-defined]
+        return f"a DTensor {cut}, locally {describe(local(tensor))} {tuple(local(tensor).shape)}"
+    return "a plain tensor" if is_plain(tensor) else f"a {type(tensor).__name__}"
+
+
 def check_grad(param: Tensor, grad: Tensor, who: str) -> None:
     """Raises where ``grad`` is no gradient that ``param`` can be stepped with."""
     if grad.layout is not torch.strided:
@@ -119,10 +135,17 @@ def check_grad(param: Tensor, grad: Tensor, who: str) -> None:
             f"the gradient of {who} has layout {grad.layout}; sparse gradients are not supported: "
             "use sparse=False in the layer that makes it, or grad.to_dense()"
         )
-    if is_plain(param) and not is_plain(grad):
+    is_mixed = is_plain(local(param)) and not is_plain(local(grad))
+    if is_dtensor(param) != is_dtensor(grad) or is_mixed:
         raise TypeError(
-            f"the gradient of {who} is a {type(grad).__name__}, the parameter a plain tensor; "
-            "give both the same type"
+            f"the gradient of {who} is {describe(grad)}, the parameter {describe(param)}; give "
+            "both the same type"
+        )
+    # Other placements are redistributed: some layers leave a gradient Partial.
+    if not same_mesh(param, grad):
+        raise ValueError(
+            f"the gradient of {who} is {describe(grad)}, the parameter {describe(param)}; put "
+            "both on one mesh"
         )
     if grad.dtype != param.dtype:
         raise TypeError(
@@ -139,7 +162,17 @@ def check_grad(param: Tensor, grad: Tensor, who: str) -> None:
             f"the gradient of {who} has shape {tuple(grad.shape)}, the parameter "
             f"{tuple(param.shape)}; set param.grad = None after changing a parameter's shape"
         )
+    check_local_shape(param, grad, f"the gradient of {who}")
     check_memory(grad, f"the gradient of {who}")
+
+
+def check_local_shape(param: Tensor, other: Tensor, who: str) -> None:
+    """Raises where DTensors of one sharding have local tensors of different shapes."""
+    if same_sharding(param, other) and local(param).shape != local(other).shape:
+        raise ValueError(
+            f"{who} is {describe(other)}, the parameter {describe(param)}; cut both at the same "
+            "places, as torch.distributed.tensor.distribute_tensor does"
+        )
 
 
 def check_states(param: Tensor, states: dict[str, Any], names: Sequence[str], who: str) -> None:
@@ -158,7 +191,7 @@ def check_states(param: Tensor, states: dict[str, Any], names: Sequence[str], wh
                 f"of dtype {param.dtype} has strided {COMPUTE_DTYPES[param.dtype]} states"
             )
         check_memory(state, f"{name} of {who}")
-        if torch._debug_has_internal_overlap(state) == 1:
+        if torch._debug_has_internal_overlap(local(state)) == 1:
             raise ValueError(
                 f"{name} of {who} has elements that share memory (strides {state.stride()}); "
                 f"give {name}.contiguous() instead"
@@ -199,4 +232,11 @@ def check_state_entries(
                 f"{name} of {who} has dtype {states[name].dtype} and layout "
                 f"{states[name].layout}; a state is a strided tensor of floating point numbers"
             )
+        if not same_sharding(param, states[name]):
+            raise ValueError(
+                f"{name} of {who} is {describe(states[name])}, the parameter {describe(param)}; "
+                "load with torch.distributed.checkpoint.state_dict.set_optimizer_state_dict, "
+                "which distributes states as their parameters are"
+            )
+        check_local_shape(param, states[name], f"{name} of {who}")
     check_range(f"step of {who}", states["step"], 0.0, MAX_STEP + 1)

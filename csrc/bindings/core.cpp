@@ -90,6 +90,7 @@ PYBIND11_MODULE(_C, m) {
       .def("add_batch", &Table::add_batch)
       .def("add_param", &Table::add_param)
       .def("trust", &Table::trust)
+      .def("know_dtensor", &Table::know_dtensor)
       .def("expect_state", &Table::expect_state)
       .def("refresh", &Table::refresh)
       .def("put", &Table::put)

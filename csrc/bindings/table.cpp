@@ -89,7 +89,8 @@ int Table::add_param(py::object object, int group, int batch, const py::object& 
   param.sizes = sizes_.size();
   if (batch >= 0) {
     TensorView view;
-    if (!reader_.read(object.ptr(), view)) throw py::value_error("tensor without plain memory");
+    if (!reader_.read(dtensors_.local(object.ptr()), view))
+      throw py::value_error("tensor without plain memory");
     param.dtype = view.dtype;
     param.state_dtype = reader_.number_of(state_dtype);
     param.device_type = view.device_type;
@@ -277,6 +278,13 @@ bool Table::put(int index, py::object grad, const py::tuple& states, py::object 
   return fill(param);
 }
 
+// Some subclasses of torch.Tensor keep their elements elsewhere.
+bool Table::is_trusted(PyObject* tensor) const {
+  return std::any_of(trusted_types_.begin(), trusted_types_.end(), [&](const py::type& type) {
+    return type.ptr() == reinterpret_cast<PyObject*>(Py_TYPE(tensor));
+  });
+}
+
 bool Table::fill(Param& param) {
   const auto reads = [&](PyObject* tensor, std::int32_t dtype, TensorView& view) {
     return reader_.read(tensor, view) && view.dtype == dtype &&
@@ -293,25 +301,34 @@ bool Table::fill(Param& param) {
   Row& row = batch.rows.emplace_back();
   row.numel = param.numel;
 
-  if (!reads(param.object.ptr(), param.dtype, view) || !lies_as(strides(param), view) ||
-      reader_.is_neg(param.object.ptr())) {
+  PyObject* const tensor = param.object.ptr();
+  PyObject* const shard = dtensors_.local(tensor);
+  if (!reads(shard, param.dtype, view) || !lies_as(strides(param), view) || reader_.is_neg(shard)) {
     return false;
   }
   row.param = view.data;
   param.is_staged = !lies_as(layout(param), view);
 
-  PyObject* const grad = param.held[0].ptr();
-  // Some subclasses of torch.Tensor keep their elements elsewhere.
-  const bool is_trusted =
-      std::any_of(trusted_types_.begin(), trusted_types_.end(), [&](const py::type& type) {
-        return type.ptr() == reinterpret_cast<PyObject*>(Py_TYPE(grad));
-      });
-  if (!is_trusted || !reader_.is_strided(grad) || !reads(grad, param.dtype, view)) return false;
-  row.grad = view.data;
-  param.is_staged |= !lies_as(layout(param), view) || reader_.is_neg(grad);
+  const bool is_local = dtensors_.is_dtensor(tensor);
+  PyObject* const given = param.held[0].ptr();
+  if (dtensors_.is_dtensor(given) != is_local) return false;
+  PyObject* const grad = dtensors_.local(given);
+  if (is_local && !(is_trusted(grad) && dtensors_.same_sharding(tensor, given))) {
+    param.is_staged = true;  // a collective is to make it or may still be writing it
+  } else {
+    if (!is_trusted(grad) || !reader_.is_strided(grad) || !reads(grad, param.dtype, view)) {
+      return false;
+    }
+    row.grad = view.data;
+    param.is_staged |= !lies_as(layout(param), view) || reader_.is_neg(grad);
+  }
 
   for (std::size_t i = 0; i + 1 < entry_names_.size(); ++i) {
-    if (!reads(param.held[i + 2].ptr(), param.state_dtype, view) || !lies_as(layout(param), view)) {
+    PyObject* const state = param.held[i + 2].ptr();
+    if (dtensors_.is_dtensor(state) != is_local ||
+        (is_local && !dtensors_.same_sharding(tensor, state)))
+      return false;
+    if (!reads(dtensors_.local(state), param.state_dtype, view) || !lies_as(layout(param), view)) {
       return false;
     }
     row.state[i] = view.data;
@@ -415,14 +432,16 @@ void Table::advance(int index) {
     if (param.batch != index || !param.is_due) continue;
     if (param.step != nullptr) *param.step += 1;
     release(param);
-    stepped.push_back(param.object.ptr());
+    PyObject* const tensor = param.object.ptr();
+    stepped.push_back(tensor);
+    if (dtensors_.is_dtensor(tensor)) stepped.push_back(dtensors_.local(tensor));
   }
   if (reader_.bumps_versions()) {
-    for (PyObject* param : stepped) reader_.bump_version(param);
+    for (PyObject* tensor : stepped) reader_.bump_version(tensor);
   } else {
-    py::list params;
-    for (PyObject* param : stepped) params.append(py::reinterpret_borrow<py::object>(param));
-    increment_version_(params);
+    py::list tensors;
+    for (PyObject* tensor : stepped) tensors.append(py::reinterpret_borrow<py::object>(tensor));
+    increment_version_(tensors);
   }
 }
 

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "../engine/row.h"
+#include "dtensor_reader.h"
 #include "tensor_reader.h"
 
 namespace py = pybind11;
@@ -59,6 +60,11 @@ class Table {
   // Takes gradients of type `type` for plain tensors, as those of torch.Tensor itself are.
   void trust(const py::type& type);
 
+  // Serves DTensors by their local tensors; see DTensorReader.
+  void know_dtensor(const py::type& type, const std::vector<std::string>& sharding) {
+    dtensors_.know(type, sharding);
+  }
+
   // Takes down the entries of an optimizer's `state`, in the order in which they stand there.
   void expect_state(const py::dict& state);
 
@@ -70,8 +76,8 @@ class Table {
   bool put(int param, py::object grad, const py::tuple& states, py::object step);
   void clear();
 
-  // Parameters that, or whose gradient, must be copied into the layout before a launch, and the
-  // addresses of the copies.
+  // Parameters that, or whose gradient, must be copied into the layout before a launch (a DTensor's
+  // gradient maybe redistributed too), and the addresses of the copies.
   py::list staged() const;
   void stage(int param, std::uintptr_t param_address, std::uintptr_t grad_address);
 
@@ -94,7 +100,7 @@ class Table {
   py::object grad(int param) const;
 
   // After a batch's launch: its step counts on the host plus one, and autograd learns which
-  // parameters changed.
+  // parameters changed, of DTensors their local tensors too.
   void advance(int batch);
 
   // For Python's garbage collector: a parameter may lead back to the optimizer that holds us.
@@ -136,11 +142,13 @@ class Table {
   bool gather_entries(Param& param) const;
   void prefetch_objects(std::size_t turn) const;
   void prefetch(const Param& param) const;
+  bool is_trusted(PyObject* tensor) const;
   bool fill(Param& param);
   static void release(Param& param);
   std::int64_t scalars_row(int group, std::int64_t step);
 
   TensorReader reader_;
+  DTensorReader dtensors_;
   std::vector<py::type> trusted_types_;
   std::vector<py::object> entry_names_;  // step, then the states; interned
   py::object params_key_, grad_key_, version_key_;
