@@ -183,6 +183,15 @@ class AdaMod:
         )
 
     @staticmethod
+    def adaptive_rate(s: Scalars, exp_avg_sq: Tensor) -> Tensor:
+        """Adam's learning rate of every element, eta: what the bound averages."""
+        # A tensor on top: `number / tensor` would multiply by a reciprocal, two roundings.
+        step_size = torch.tensor(s.step_size, dtype=torch.float64, device="cpu").to(
+            exp_avg_sq.dtype
+        )
+        return step_size / (correctly_rounded_sqrt(exp_avg_sq) * s.denom_scale + s.eps)
+
+    @staticmethod
     def update(
         s: Scalars,
         param: Tensor,
@@ -196,9 +205,7 @@ class AdaMod:
         exp_avg = s.beta1 * exp_avg + s.one_minus_beta1 * grad
         exp_avg_sq = s.beta2 * exp_avg_sq + s.one_minus_beta2 * grad * grad
 
-        # A tensor on top: `number / tensor` would multiply by a reciprocal, two roundings.
-        step_size = torch.tensor(s.step_size, dtype=torch.float64, device="cpu").to(exp_avg.dtype)
-        eta = step_size / (correctly_rounded_sqrt(exp_avg_sq) * s.denom_scale + s.eps)
+        eta = AdaMod.adaptive_rate(s, exp_avg_sq)
         exp_avg_lr = s.beta3 * exp_avg_lr + s.one_minus_beta3 * eta
         bounded = torch.where(exp_avg_lr < eta, exp_avg_lr, eta)
 
