@@ -6,7 +6,7 @@ import ctypes
 import functools
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -112,6 +112,21 @@ def runtime(emulated):
     runtime.emulation_set_lazy(False)
     Batch.enqueued.clear()
     runtime.emulation_set_machine(13000, 2, 90)
+
+
+@pytest.fixture
+def little_effort(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The benchmark with as few steps and as little memory as it can do with."""
+    from bench import plan, roofline, run
+    from bench.measure import Effort
+
+    monkeypatch.setattr(plan, "EFFORT", {"cpu": Effort(seconds=1e-9, rounds=2)})
+    monkeypatch.setattr(roofline, "LARGEST", {"cpu": 1 << 20})
+    monkeypatch.setattr(run, "SECONDS_TO_FINISH", 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine several would wait for each other
+    yield
+    torch.set_num_threads(before)
 
 
 # A kernel is a backend, its device and, on the CPU, the instruction set it is held to.
