@@ -74,7 +74,9 @@ class Comparison:
         self._params, self._dtype, self._clock = params, dtype, clock
         data = ValuesAndGrads.make(params.shapes, dtype, clock.device)
         tiny = ValuesAndGrads.make((TWIN_SHAPE,) * params.tensors, dtype, clock.device)
-        copies = clock.copies(_set_bytes(params, dtype), params.tensors)
+        set_bytes = _set_bytes(params, dtype)
+        copies = clock.copies(set_bytes, params.tensors)
+        self._in_cache = clock.in_cache(set_bytes, copies)
         for contestant in contestants:
             with self._or_out(contestant):
                 work = Work(contestant, data, copies)
@@ -158,6 +160,8 @@ class Comparison:
             state_bytes_per_param=rounded(state_bytes),
             peak_bytes=entry.peak_bytes,
             launches=entry.launches,
+            host_in_step=samples.host_in_step,
+            in_cache=self._in_cache,
         )
 
 

@@ -75,7 +75,7 @@ class Result:
     contestant: str
     dtype: str
     step_ms: Spread
-    """CPU: the time of step(). GPU: the device's time, without the host's."""
+    """CPU: the time of step(). GPU: the device's, without the host's unless ``host_in_step``."""
     wall_us: Spread | None
     """GPU: from an idle device, until the step's work is done."""
     host_us: Spread | None
@@ -93,6 +93,10 @@ class Result:
     """GPU: memory that a step takes besides what is there before it."""
     launches: int | None
     """GPU: kernels of one step."""
+    host_in_step: bool | None = None
+    """GPU: whether ``step_ms`` holds the host's time too, because no sleep held the queue."""
+    in_cache: bool | None = None
+    """GPU: whether steps may find their tensors in the L2 cache, as all sets fit in it at once."""
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ def test_gpu_time_is_the_devices_alone() -> None:
     assert samples.step_ms == pytest.approx([3e-3] * 6)  # whole passes over three sets
     assert samples.host_us == pytest.approx([50.0] * 6)
     assert samples.wall_us == pytest.approx([53.0] * 6)
+    assert samples.host_in_step is False
     assert made.sleep < 10 * FIRST_SLEEP  # the long one was for what was compiled
 
 
@@ -88,6 +89,7 @@ def test_gpu_time_without_sleep_holds_the_hosts() -> None:
         made, clock, gpu = on_gpu(host=host, device=1e-3, launches=launches, copies=1)
         samples = clock.measure(made, None, 2)
         assert made.sleep == 0
+        assert samples.host_in_step
         assert samples.step_ms == pytest.approx([(host + 1e-3) * 1e3] * 2, rel=0.01)
         assert samples.host_us == pytest.approx([host * 1e6] * 2)
         before = gpu.host
@@ -115,6 +117,8 @@ def test_sets_are_together_larger_than_the_cache(
     set_bytes = int(set_mib * (1 << 20))
     found = copies(set_bytes, tensors, Gpu.CACHE)
     assert found == expected
+    clock = CudaClock(CPU, Gpu())
+    assert clock.in_cache(set_bytes, found) == (found == 128)
     assert found * set_bytes > 2 * Gpu.CACHE or found == 128
 
 

@@ -30,7 +30,9 @@ SECONDS_TO_FINISH = 5  # of --minutes
 class TrialClock(CudaClock):
     """Without what takes long and tells nothing of a trial.
 
-    One set of tensors is enough: between two rounds of one variant come those of all others.
+    One set of tensors is enough: a large list's passes through the cache whatever is in it, and of
+    a list of small tensors all the sets that there is time for would fit in it. The record says
+    where they do (``in_cache``).
     """
 
     def copies(self, set_bytes: int, tensors: int) -> int:
