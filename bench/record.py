@@ -181,8 +181,13 @@ def load(path: Path) -> Record:
 
 def save(record: Record, path: Path) -> None:
     """Writes a record, whole or not at all, with one line for each result."""
+    save_json(asdict(record), path)
+
+
+def save_json(data: dict[str, Any], path: Path) -> None:
+    """Writes ``data``, whole or not at all, with one line for each item of its lists."""
     partial = path.with_suffix(".partial")
-    partial.write_text(_text(asdict(record)))
+    partial.write_text(_text(data))
     partial.replace(path)
 
 
@@ -193,7 +198,7 @@ def _text(data: dict[str, Any]) -> str:
         return json.dumps(value, allow_nan=False, ensure_ascii=False)
 
     def body(value: Any) -> str:
-        if value and isinstance(value, tuple):
+        if value and isinstance(value, (list, tuple)):
             return "[\n  " + ",\n  ".join(map(dump, value)) + "\n ]"
         if value and isinstance(value, dict):
             items = [f"{dump(key)}: {dump(item)}" for key, item in value.items()]

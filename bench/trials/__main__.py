@@ -66,14 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
 
     seconds = 60 * options.minutes - SECONDS_TO_FINISH
-    run = TrialsRun(TrialClock(device), present[0], console, seconds, JOBS)
-    run.findings.facts["commit"] = options.commit or machine.commit()
     path = options.out / "trials-cuda.json"
+    run = TrialsRun(TrialClock(device), present[0], console, seconds, JOBS, path)
+    run.findings.facts["commit"] = options.commit or machine.commit()
     stopped: str | None = "it broke off"
     interrupted = False
     try:
         cuda_trials(run, device)
-        run.findings.save(path, "the Triton trials were still to come")
         triton_trials(run)
         stopped = None
     except OutOfTime:
@@ -81,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         interrupted, stopped = True, "stopped by Ctrl-C"
     finally:
-        run.findings.save(path, stopped)
+        run.findings.save(stopped)
         run.findings.print(console, [str(job) for job in run.jobs])
         console.line(f"{stopped or 'all trials ended'}; record: {path}")
     return 130 if interrupted else int(run.red)
