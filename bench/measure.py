@@ -74,9 +74,7 @@ class Comparison:
         self._params, self._dtype, self._clock = params, dtype, clock
         data = ValuesAndGrads.make(params.shapes, dtype, clock.device)
         tiny = ValuesAndGrads.make((TWIN_SHAPE,) * params.tensors, dtype, clock.device)
-        set_bytes = _set_bytes(params, dtype)
-        copies = clock.copies(set_bytes, params.tensors)
-        self._in_cache = clock.in_cache(set_bytes, copies)
+        copies = clock.copies(_set_bytes(params, dtype), params.tensors)
         for contestant in contestants:
             with self._or_out(contestant):
                 work = Work(contestant, data, copies)
@@ -138,7 +136,9 @@ class Comparison:
     def _result(self, entry: Entry, copy_gb_per_s: float) -> Result:
         params, samples = self._params, entry.samples
         step_ms, host_us = Spread.of(samples.step_ms), _spread(samples.host_us)
-        state_bytes = entry.work.state_bytes() / params.numel
+        held_bytes = entry.work.state_bytes()
+        set_bytes = 2 * self._dtype.itemsize * params.numel + held_bytes
+        state_bytes = held_bytes / params.numel
         # Every stream once: parameter, gradient and states are read, all but the gradient written.
         bytes_per_param = 3 * self._dtype.itemsize + 2 * state_bytes
         gb_per_s = bytes_per_param * params.numel / step_ms.median / 1e6
@@ -161,7 +161,7 @@ class Comparison:
             peak_bytes=entry.peak_bytes,
             launches=entry.launches,
             host_in_step=samples.host_in_step,
-            in_cache=self._in_cache,
+            in_cache=self._clock.in_cache(set_bytes, entry.work.copies),
         )
 
 
