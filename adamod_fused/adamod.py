@@ -74,8 +74,15 @@ class AdaMod(FusedOptimizer):
             the step that would use it. None and False change nothing. Default: None.
         differentiable: only False is served, because autograd does not see what a kernel writes.
             Default: False.
+        capturable: True keeps step counts of parameters on a GPU there, so that ``step()`` can be
+            captured in a CUDA graph; a GradScaler and hyperparameters that are tensors on a GPU do
+            the same. Parameters on a CPU count on the CPU. Default: False.
 
-    State per parameter: ``step`` (0-dim float32 tensor on the CPU), ``exp_avg``, ``exp_avg_sq``
+    Hyperparameters may be 0-dim tensors. Those on a GPU (float32 or float64) are read there at
+    every step and every replay of a graph, and their ranges are not checked.
+
+    State per parameter: ``step`` (0-dim float32 tensor, on the CPU or, see above, on the
+    parameter's GPU), ``exp_avg``, ``exp_avg_sq``
     and ``exp_avg_lr`` (shape and device of the parameter; float64 for float64 parameters, else
     float32).
 
@@ -121,6 +128,7 @@ class AdaMod(FusedOptimizer):
         foreach: bool | None = None,
         fused: bool | None = None,
         differentiable: bool = False,
+        capturable: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -136,5 +144,6 @@ class AdaMod(FusedOptimizer):
                 "foreach": foreach,
                 "fused": fused,
                 "differentiable": differentiable,
+                "capturable": capturable,
             },
         )

@@ -16,6 +16,7 @@ DEFAULTS: dict[str, Any] = {
     "foreach": None,
     "fused": None,
     "differentiable": False,
+    "capturable": False,
 }
 
 
@@ -33,8 +34,9 @@ def check(group: dict[str, Any]) -> None:
     for name in ("foreach", "fused"):
         if group[name] is not None and not isinstance(group[name], bool):
             raise TypeError(f"{name} must be None, True or False, got {group[name]!r}")
-    if not isinstance(group["differentiable"], bool):
-        raise TypeError(f"differentiable must be True or False, got {group['differentiable']!r}")
+    for name in ("differentiable", "capturable"):
+        if not isinstance(group[name], bool):
+            raise TypeError(f"{name} must be True or False, got {group[name]!r}")
     if group["differentiable"]:
         raise RuntimeError(
             "differentiable=True is not served: a kernel writes the parameters where autograd "

@@ -33,6 +33,7 @@ class TritonBackend:
     """One Triton launch for all tensors of a device and dtype."""
 
     name = "triton"
+    counts_on_device = True
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
 
     @property
