@@ -20,11 +20,19 @@ struct Batch {
   std::int64_t num_rows;
   const void* scalars;  // rows of Rule<float>::Scalars
   std::int64_t num_scalars;
-  std::int64_t num_chunks;  // of all rows together
+  std::int64_t num_chunks;           // of all rows together
+  const Control* control = nullptr;  // on the device, read when the step runs
+
+  // Given, in host memory too, these stand in for the scalars: one count a row, in the same order,
+  // empty rows included. The step is then counted on the device and its scalars made there.
+  const Count* counts = nullptr;
+  const Group* groups = nullptr;
+  std::int64_t num_groups = 0;
 };
 
-// Enqueues the step on a stream of a device, one launch in all. Throws std::invalid_argument for a
-// rule, dtype or size that is not served and std::runtime_error for what CUDA reports.
+// Enqueues the step on a stream of a device: one launch in all, two with counts. Throws
+// std::invalid_argument for a rule, dtype or size that is not served and std::runtime_error for
+// what CUDA reports.
 void step(const std::string& rule, const std::string& dtype, const Batch& batch, int device,
           void* stream);
 
