@@ -21,7 +21,7 @@ from .contestants import BASELINE, Contestant
 from .lists import ParamList
 from .machine import GIB
 from .record import Result, Spread, rounded
-from .work import FIRST_SLEEP, Data, Work
+from .work import FIRST_SLEEP, ValuesAndGrads, Work
 
 TWIN_SHAPE = (16,)
 WIDEST_STATE = 4  # bytes of an element; float64 parameters have states as wide as they are
@@ -72,8 +72,8 @@ class Comparison:
         self.failed: dict[str, str] = {}
         self._entries: dict[str, Entry] = {}
         self._params, self._dtype, self._clock = params, dtype, clock
-        data = Data.make(params.shapes, dtype, clock.device)
-        tiny = Data.make((TWIN_SHAPE,) * params.tensors, dtype, clock.device)
+        data = ValuesAndGrads.make(params.shapes, dtype, clock.device)
+        tiny = ValuesAndGrads.make((TWIN_SHAPE,) * params.tensors, dtype, clock.device)
         copies = clock.copies(_set_bytes(params, dtype), params.tensors)
         for contestant in contestants:
             with self._or_out(contestant):

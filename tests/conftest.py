@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulation.build import build_emulated_cuda, import_extension
+from emulation.build import build_emulated_cuda
 
 import adamod_fused.optimizer
 from adamod_fused import backends
@@ -68,6 +68,8 @@ class EmulatedCudaBackend(CudaBackend):
 
 @pytest.fixture(scope="session")
 def emulated_cuda(tmp_path_factory: pytest.TempPathFactory) -> EmulatedCudaBackend:
+    from bench.extension import import_extension
+
     out: Path = tmp_path_factory.mktemp("emulated")
     return EmulatedCudaBackend(import_extension(build_emulated_cuda(out)))
 

@@ -60,7 +60,7 @@ def test_ours_passes_on_every_list(name: str, dtype: torch.dtype, backend: str) 
 
 def test_settings_take_both_sides_of_the_bound_and_every_number_stays_finite() -> None:
     """Equality would prove little if min(eta, s) always picked the same side, or were NaN."""
-    data = gate.Data([(10_000,)], torch.float32, CPU)
+    data = gate.PiecewiseNumbers([(10_000,)], torch.float32, CPU)
     shares = []  # of the elements that the bound holds
     for step in range(1, len(gate.SETTINGS) + 1):
         tensors = gate._reference(data, 0, step)
@@ -96,7 +96,7 @@ def test_pieces_hold_every_element_once_in_order(
 
 
 def test_no_piece_has_the_numbers_of_another() -> None:
-    data = gate.Data([(3 * gate.PIECE,)], torch.float32, CPU)
+    data = gate.PiecewiseNumbers([(3 * gate.PIECE,)], torch.float32, CPU)
     firsts = [data.piece(index, step)[:100] for index in range(3) for step in range(4)]
     for i, first in enumerate(firsts):
         for other in firsts[:i]:

@@ -20,7 +20,7 @@ from bench.cuda_clock import LONGEST_SLEEP, CudaClock, copies, kernels
 from bench.lists import ParamList
 from bench.measure import Comparison, Effort, groups
 from bench.roofline import Roofline
-from bench.work import FIRST_SLEEP, Data, Work
+from bench.work import FIRST_SLEEP, ValuesAndGrads, Work
 
 CPU = torch.device("cpu")
 PARAMS = ParamList("two", ((4, 8), (32,)), "made up")
@@ -57,7 +57,7 @@ def contestant(
 
 
 def work(made: Contestant, copies: int = 1) -> Work:
-    return Work(made, Data.make(PARAMS.shapes, torch.float32, CPU), copies)
+    return Work(made, ValuesAndGrads.make(PARAMS.shapes, torch.float32, CPU), copies)
 
 
 def test_gradients_are_made_outside_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_every_step_has_gradients_of_its_own() -> None:
 
 
 def test_contestants_start_with_the_same_and_share_nothing() -> None:
-    data = Data.make(PARAMS.shapes, torch.bfloat16, CPU)
+    data = ValuesAndGrads.make(PARAMS.shapes, torch.bfloat16, CPU)
     a, b = (Work(contestant(), data, copies=2) for _ in range(2))
     params = [*itertools.chain(*a._sets, *b._sets)]
     assert len({param.data_ptr() for param in params}) == len(params) == 8
@@ -125,7 +125,9 @@ STATE_BYTES = [
 def test_state_is_counted_where_it_grows_with_the_parameters(
     make: Any, dtype: torch.dtype, expected: int
 ) -> None:
-    made = Work(Contestant("", "", make, lambda *_: None), Data.make(PARAMS.shapes, dtype, CPU))
+    made = Work(
+        Contestant("", "", make, lambda *_: None), ValuesAndGrads.make(PARAMS.shapes, dtype, CPU)
+    )
     assert made.state_bytes() == 0
     made.make_grads()
     made.step()
@@ -443,7 +445,7 @@ def test_on_a_real_gpu(backend: str) -> None:
     device = torch.device("cuda", 0)
     clock = CudaClock(device)
     params = ParamList("mixed", ((1 << 22,), *((64,),) * 200), "made up")
-    made = Work(ours(backend), Data.make(params.shapes, torch.float32, device), copies=4)
+    made = Work(ours(backend), ValuesAndGrads.make(params.shapes, torch.float32, device), copies=4)
     clock.measure(made, None, 1)
     samples = clock.measure(made, None, 8)
     assert len(samples.step_ms) == len(samples.host_us) == len(samples.wall_us) == 8

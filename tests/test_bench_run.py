@@ -332,7 +332,7 @@ def test_bad_input_exits_2_before_any_work(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run.Run, "go", lambda self: pytest.fail("it went to work"))
+    monkeypatch.setattr(run.BenchmarkRun, "go", lambda self: pytest.fail("it went to work"))
     with pytest.raises(SystemExit) as stopped:
         __main__.main(arguments.format(file="file").split())
     assert stopped.value.code == 2
@@ -384,7 +384,7 @@ def test_a_quick_run_is_short_and_stops_within_a_minute(monkeypatch: pytest.Monk
         settings.append(given)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(__main__, "Run", stop)
+    monkeypatch.setattr(__main__, "BenchmarkRun", stop)
     monkeypatch.setattr(Path, "mkdir", lambda *_, **__: None)
     assert __main__.main(["--device", "cpu", "--quick"]) == 130
     assert __main__.main(["--device", "cpu", "--quick", "--minutes", "2"]) == 130

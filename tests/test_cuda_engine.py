@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import torch
 from cases import SIZES
-from emulation.build import build_emulated_cuda, import_extension
+from emulation.build import build_emulated_cuda
 from helpers import assert_same_bits
 
 from adamod_fused import AdaMod as AdaModOptimizer
 from adamod_fused import backends
 from adamod_fused.reference import AdaMod
+from bench.extension import import_extension
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STREAMS = ("param", "grad", *AdaMod.states)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulation.build import build_emulated_cuda, import_extension
+from emulation.build import build_emulated_cuda
 
 from adamod_fused.backends import Status
 from adamod_fused.backends.triton import TritonBackend
@@ -16,6 +16,7 @@ from adamod_fused.console import PlainConsole
 from bench import machine_code
 from bench.clocks import CpuClock
 from bench.contestants import BASELINE, contestants
+from bench.extension import import_extension
 from bench.lists import ParamList
 from bench.measure import Effort
 from bench.plan import Job
@@ -23,7 +24,7 @@ from bench.run import OutOfTime
 from bench.trials import __main__ as command
 from bench.trials import build
 from bench.trials.declared import CUDA, DEFAULT, TRITON, UNCHANGED, Trial
-from bench.trials.run import Run
+from bench.trials.run import TrialsRun
 
 TUNING = (machine_code.ENGINE / "cuda_tuning.h").read_text()
 MEMBERS = {
@@ -96,10 +97,10 @@ def tuned_module(tmp_path_factory):
     return import_extension(path)
 
 
-def start(seconds: float = 60) -> Run:
+def start(seconds: float = 60) -> TrialsRun:
     clock = CpuClock()
     (baseline,), _ = contestants(clock.device, [BASELINE])
-    return Run(clock, baseline, PlainConsole(), seconds, JOBS)
+    return TrialsRun(clock, baseline, PlainConsole(), seconds, JOBS)
 
 
 def test_a_run(emulated_cuda, tuned_module, tmp_path, monkeypatch, capsys) -> None:

@@ -21,7 +21,7 @@ from ..run import OutOfTime
 from ..work import Work
 from . import build
 from .declared import CUDA, TRITON, UNCHANGED, Trial
-from .run import JOBS, Run
+from .run import JOBS, TrialsRun
 from .variants import TunedTriton
 
 SECONDS_TO_FINISH = 5  # of --minutes
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
 
     seconds = 60 * options.minutes - SECONDS_TO_FINISH
-    run = Run(TrialClock(device), present[0], console, seconds, JOBS)
+    run = TrialsRun(TrialClock(device), present[0], console, seconds, JOBS)
     run.findings.facts["commit"] = options.commit or machine.commit()
     path = options.out / "trials-cuda.json"
     stopped: str | None = "it broke off"
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 130 if interrupted else int(run.red)
 
 
-def cuda_trials(run: Run, device: torch.device) -> None:
+def cuda_trials(run: TrialsRun, device: torch.device) -> None:
     variants = [run.take("cuda", trial) for trial in (UNCHANGED, *CUDA)]
     arch = "{}{}".format(*torch.cuda.get_device_capability(device))
     candidates = []
@@ -104,7 +104,7 @@ def cuda_trials(run: Run, device: torch.device) -> None:
         run.measure(candidates)
 
 
-def triton_trials(run: Run) -> None:
+def triton_trials(run: TrialsRun) -> None:
     variants = [(run.take("triton", trial), trial) for trial in (UNCHANGED, *TRITON)]
     status = TritonBackend().status()
     if status.available:

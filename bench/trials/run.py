@@ -38,7 +38,7 @@ EFFORT = Effort(seconds=2, rounds=5, most=20)
 GATE_SHAPES = (((1,), (3,), (257,), (1_000_003,), (1 << 16,)), ((7,),) * 600)
 
 
-class Run:
+class TrialsRun:
     """A run under way.
 
     Args:
