@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+from cuda_batches import Batch
 from emulation.build import build_emulated_cuda
 
 import adamod_fused.optimizer
@@ -67,11 +71,47 @@ class EmulatedCudaBackend(CudaBackend):
 
 
 @pytest.fixture(scope="session")
-def emulated_cuda(tmp_path_factory: pytest.TempPathFactory) -> EmulatedCudaBackend:
+def built_emulation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The extension module ``_cuda``, its engine compiled for the host."""
+    return build_emulated_cuda(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture(scope="session")
+def emulated_cuda(built_emulation: Path) -> EmulatedCudaBackend:
     from bench.extension import import_extension
 
-    out: Path = tmp_path_factory.mktemp("emulated")
-    return EmulatedCudaBackend(import_extension(build_emulated_cuda(out)))
+    return EmulatedCudaBackend(import_extension(built_emulation))
+
+
+@pytest.fixture(scope="session")
+def emulated(
+    built_emulation: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[ModuleType, ctypes.CDLL]:
+    """The module and, as ``runtime``, the stand-in runtime inside it.
+
+    From a copy of the file, and so with a queue and buffers that no other test has used.
+    """
+    from bench.extension import import_extension
+
+    path = Path(shutil.copy(built_emulation, tmp_path_factory.mktemp("emulated_alone")))
+    return import_extension(path), ctypes.CDLL(str(path))
+
+
+@pytest.fixture
+def engine(emulated):
+    return emulated[0]
+
+
+@pytest.fixture
+def runtime(emulated):
+    runtime = emulated[1]
+    runtime.emulation_set_lazy(True)
+    yield runtime
+    runtime.emulation_end_capture()
+    runtime.emulation_synchronize()
+    runtime.emulation_set_lazy(False)
+    Batch.enqueued.clear()
+    runtime.emulation_set_machine(13000, 2, 90)
 
 
 # A kernel is a backend, its device and, on the CPU, the instruction set it is held to.
