@@ -49,6 +49,26 @@ PYBIND11_MODULE(_cuda, module) {
       "Raises ValueError for a rule, dtype (float32, bfloat16 or float16) or size that is not\n"
       "served, RuntimeError with CUDA's name and text for an error that CUDA reports.");
 
+  module.def(
+      "sum_squares",
+      [](const std::string& dtype, std::uintptr_t rows, std::int64_t num_rows,
+         std::int64_t num_segments, std::uintptr_t partials, std::uintptr_t out, int device,
+         std::uintptr_t stream) {
+        const cuda_engine::Grads grads{reinterpret_cast<const GradRow*>(rows), num_rows,
+                                       num_segments};
+        cuda_engine::sum_squares(dtype, grads, reinterpret_cast<double*>(partials),
+                                 reinterpret_cast<double*>(out), device,
+                                 reinterpret_cast<void*>(stream));
+      },
+      py::arg("dtype"), py::arg("rows"), py::arg("num_rows"), py::arg("num_segments"),
+      py::arg("partials"), py::arg("out"), py::arg("device"), py::arg("stream"),
+      py::call_guard<py::gil_scoped_release>(),
+      "Enqueue the sum of squares of all rows on a stream of a device: two launches.\n\n"
+      "rows is the host address of GradRow, which may change as soon as this returns. partials "
+      "and\n"
+      "out are addresses on the device: one double a segment as workspace, one for the result.\n"
+      "num_segments is the sum of ceil(numel / segment_size) over the rows. Raises as step().");
+
   module.def("architectures", &cuda_engine::architectures,
              "The compute capabilities compiled for, as sm_ numbers.");
   module.def("why_unusable", &cuda_engine::why_unusable, py::arg("device") = 0,

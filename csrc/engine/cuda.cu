@@ -9,6 +9,7 @@
 #include "../rules/all.h"
 #include "cuda.h"
 #include "cuda_kernel.h"
+#include "cuda_norm.h"
 #include "cuda_prepare.h"
 #include "cuda_support.h"
 #include "cuda_tuning.h"
@@ -155,16 +156,83 @@ void step_of(const std::string& dtype, const Batch& batch, int device, cudaStrea
   throw std::invalid_argument("the CUDA engine serves float32, bfloat16 and float16, got " + dtype);
 }
 
+// As TableByValue and TableByAddress, of gradients alone.
+struct GradTableByValue {
+  static constexpr int max_rows = (tuning.max_table_bytes - 2 * sizeof(void*)) / sizeof(GradRow);
+  GradRow rows[max_rows];
+  int num_rows;
+};
+
+struct GradTableByAddress {
+  const GradRow* rows;
+  int num_rows;
+};
+
+template <typename Format>
+void sum_segments(const Grads& grads, double* partials, int device, cudaStream_t stream) {
+  const int num_rows = static_cast<int>(grads.num_rows);
+  const std::size_t bytes = grads.num_rows * sizeof(GradRow);
+  if (num_rows <= GradTableByValue::max_rows) {
+    GradTableByValue table;
+    std::memcpy(table.rows, grads.rows, bytes);
+    table.num_rows = num_rows;
+    launch(segments_kernel<Format, GradTableByValue>, grads.num_segments, sum_threads, stream,
+           table, partials);
+  } else {
+    upload({{grads.rows, bytes}}, 0, device, stream, [&](const std::byte* uploaded) {
+      const GradTableByAddress table{reinterpret_cast<const GradRow*>(uploaded), num_rows};
+      launch(segments_kernel<Format, GradTableByAddress>, grads.num_segments, sum_threads, stream,
+             table, partials);
+    });
+  }
+}
+
+using SumSegments = void (*)(const Grads&, double*, int, cudaStream_t);
+
+SumSegments sum_segments_of(const std::string& dtype) {
+  if (dtype == "float32") return sum_segments<Float32>;
+  if (dtype == "bfloat16") return sum_segments<BFloat16>;
+  if (dtype == "float16") return sum_segments<Float16>;
+  throw std::invalid_argument("the CUDA engine serves float32, bfloat16 and float16, got " + dtype);
+}
+
+// What one launch cannot count.
+void check_sizes(std::int64_t units, const char* name, std::int64_t rows) {
+  if (units <= INT_MAX && rows <= INT_MAX) return;
+  throw std::invalid_argument(std::string("one launch serves at most 2147483647 ") + name +
+                              " and rows, got " + std::to_string(units) + " and " +
+                              std::to_string(rows) + ": split the batch");
+}
+
+// What was asked for, behind the words of an error that CUDA reported.
+std::runtime_error in_context(const CudaError& error, const std::string& work, int device,
+                              std::int64_t rows, std::int64_t units, const char* name) {
+  return std::runtime_error(std::string(error.what()) + " (" + work + ", device " +
+                            std::to_string(device) + ", " + std::to_string(rows) + " rows, " +
+                            std::to_string(units) + " " + name + ")");
+}
+
 }  // namespace
+
+void sum_squares(const std::string& dtype, const Grads& grads, double* partials, double* out,
+                 int device, void* stream) {
+  const auto sum = sum_segments_of(dtype);
+  check_sizes(grads.num_segments, "segments", grads.num_rows);
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  try {
+    const DeviceGuard guard(device);
+    if (grads.num_segments > 0) sum(grads, partials, device, cuda_stream);
+    launch(total_kernel, 1, sum_threads, cuda_stream, partials, grads.num_segments, out);
+  } catch (const CudaError& error) {
+    throw in_context(error, "sum of squares of " + dtype, device, grads.num_rows,
+                     grads.num_segments, "segments");
+  }
+}
 
 void step(const std::string& rule, const std::string& dtype, const Batch& batch, int device,
           void* stream) {
   if (batch.num_rows == 0 || (batch.num_chunks == 0 && batch.counts == nullptr)) return;
-  if (batch.num_chunks > INT_MAX || batch.num_rows > INT_MAX) {
-    throw std::invalid_argument("one launch serves at most 2147483647 chunks and rows, got " +
-                                std::to_string(batch.num_chunks) + " and " +
-                                std::to_string(batch.num_rows) + ": split the batch");
-  }
+  check_sizes(batch.num_chunks, "chunks", batch.num_rows);
   std::string rules;
   try {
 #define STEP_IF_NAMED(Rule)                                                               \
@@ -175,10 +243,8 @@ void step(const std::string& rule, const std::string& dtype, const Batch& batch,
     FOR_EACH_RULE(STEP_IF_NAMED)
 #undef STEP_IF_NAMED
   } catch (const CudaError& error) {
-    throw std::runtime_error(std::string(error.what()) + " (" + rule + " on " + dtype +
-                             ", device " + std::to_string(device) + ", " +
-                             std::to_string(batch.num_rows) + " rows, " +
-                             std::to_string(batch.num_chunks) + " chunks)");
+    throw in_context(error, rule + " on " + dtype, device, batch.num_rows, batch.num_chunks,
+                     "chunks");
   }
   throw std::invalid_argument("the CUDA engine has the rules" + rules + ", got " + rule);
 }

@@ -36,6 +36,18 @@ struct Batch {
 void step(const std::string& rule, const std::string& dtype, const Batch& batch, int device,
           void* stream);
 
+// Gradients of one device and dtype.
+struct Grads {
+  const GradRow* rows;  // in host memory, as in a Batch
+  std::int64_t num_rows;
+  std::int64_t num_segments;  // of all rows together
+};
+
+// Enqueues the sum of squares of all gradients, in two launches: each segment's sum goes to
+// `partials`, one double a segment, and their total to `out`, both on the device. Throws as step().
+void sum_squares(const std::string& dtype, const Grads& grads, double* partials, double* out,
+                 int device, void* stream);
+
 // The CUDA version of the runtime linked in, as CUDART_VERSION writes it: 13000 for 13.0.
 int runtime_version();
 
