@@ -2,8 +2,9 @@
 // the segments' sums. Both add in the order that row.h gives, so the bits are the CPU's.
 //
 // A thread owns four neighbouring lanes of the 1,024, so that one access of 128 bits feeds all of
-// them, and reads 64 bytes before it adds: a block has 16 KiB under way. One barrier a block, when
-// the lanes' sums pass through shared memory to the first warp; the blocks beside it read on.
+// them, and has 64 bytes under way while it adds another 64: a block 16 KiB at least. It waits at
+// one barrier, when the lanes' sums pass through shared memory to the first warp; the blocks
+// beside it read on.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -42,45 +43,80 @@ struct Itself {
   __device__ __forceinline__ static double add(double sum, double element) { return sum + element; }
 };
 
-// Four neighbours in one access, where the address allows it.
-template <bool aligned, typename T>
-__device__ __forceinline__ Pack<T, lanes_of_thread> load_lanes(const T* from) {
-  if constexpr (aligned) return load<lanes_of_thread>(from);
-  Pack<T, lanes_of_thread> pack;
-#pragma unroll
-  for (int e = 0; e < lanes_of_thread; ++e) pack.elements[e] = load<1>(from + e).elements[0];
-  return pack;
-}
+// The four lanes of a thread, and what they take in before they add.
+template <typename Term, bool aligned>
+struct Lanes {
+  using T = typename Term::Storage;
+  static constexpr int rounds = bytes_under_way / (lanes_of_thread * sizeof(T));
+  static constexpr int batch_size = rounds * segment_lanes;
+  using Taken = Pack<T, lanes_of_thread>;
+  struct Batch {
+    Taken taken[rounds];
+  };
 
-// The sums of this thread's lanes over `count` elements.
-template <typename Term, bool aligned, typename T = typename Term::Storage>
-__device__ __forceinline__ LaneSums sum_lanes(const T* from, std::int64_t count) {
-  constexpr int rounds = bytes_under_way / (lanes_of_thread * sizeof(T));
+  const T* from;
   LaneSums sums{};
-  std::int64_t i = threadIdx.x * lanes_of_thread;
-#pragma unroll 1
-  for (; i + (rounds - 1) * segment_lanes + lanes_of_thread <= count; i += rounds * segment_lanes) {
-    Pack<T, lanes_of_thread> packs[rounds];
+
+  // Four neighbours in one access, where the address allows it.
+  __device__ __forceinline__ Taken take(std::int64_t i) const {
+    if constexpr (aligned) {
+      return load<lanes_of_thread>(from + i);
+    } else {
+      Taken taken;
 #pragma unroll
-    for (int r = 0; r < rounds; ++r) packs[r] = load_lanes<aligned>(from + i + r * segment_lanes);
-#pragma unroll
-    for (int r = 0; r < rounds; ++r) {
-#pragma unroll
-      for (int e = 0; e < lanes_of_thread; ++e) {
-        sums.elements[e] = Term::add(sums.elements[e], packs[r].elements[e]);
-      }
+      for (int e = 0; e < lanes_of_thread; ++e)
+        taken.elements[e] = load<1>(from + i + e).elements[0];
+      return taken;
     }
   }
-#pragma unroll 1
-  for (; i < count; i += segment_lanes) {
+
+  __device__ __forceinline__ Batch take_batch(std::int64_t i) const {
+    Batch batch;
+#pragma unroll
+    for (int r = 0; r < rounds; ++r) batch.taken[r] = take(i + r * segment_lanes);
+    return batch;
+  }
+
+  __device__ __forceinline__ void add(const Taken& taken) {
 #pragma unroll
     for (int e = 0; e < lanes_of_thread; ++e) {
-      if (i + e < count) {
-        sums.elements[e] = Term::add(sums.elements[e], load<1>(from + i + e).elements[0]);
-      }
+      sums.elements[e] = Term::add(sums.elements[e], taken.elements[e]);
     }
   }
-  return sums;
+
+  __device__ __forceinline__ void add(const Batch& batch) {
+#pragma unroll
+    for (int r = 0; r < rounds; ++r) add(batch.taken[r]);
+  }
+};
+
+// The sums of this thread's lanes over `count` elements. A batch is under way while the one before
+// it is added: left to itself, the compiler loads shortly before it adds, to save registers.
+template <typename Term, bool aligned, typename T = typename Term::Storage>
+__device__ __forceinline__ LaneSums sum_lanes(const T* from, std::int64_t count) {
+  Lanes<Term, aligned> lanes{from};
+  constexpr int batch_size = Lanes<Term, aligned>::batch_size;
+  const std::int64_t in_batches = count / batch_size * batch_size;
+  std::int64_t i = threadIdx.x * lanes_of_thread;
+  if (i < in_batches) {
+    auto batch = lanes.take_batch(i);
+#pragma unroll 1
+    for (i += batch_size; i < in_batches; i += batch_size) {
+      const auto next = lanes.take_batch(i);
+      lanes.add(batch);
+      batch = next;
+    }
+    lanes.add(batch);
+  }
+#pragma unroll 1
+  for (; i + lanes_of_thread <= count; i += segment_lanes) lanes.add(lanes.take(i));
+#pragma unroll
+  for (int e = 0; e < lanes_of_thread; ++e) {
+    if (i + e < count) {
+      lanes.sums.elements[e] = Term::add(lanes.sums.elements[e], load<1>(from + i + e).elements[0]);
+    }
+  }
+  return lanes.sums;
 }
 
 // All lanes' sums added up, upper half to lower half, until one is left: in thread 0. To be called
@@ -142,7 +178,7 @@ __global__ void __launch_bounds__(sum_threads)
   if (threadIdx.x == 0) partials[segment] = sum;
 }
 
-inline __global__ void __launch_bounds__(sum_threads)
+static __global__ void __launch_bounds__(sum_threads)
     total_kernel(const double* partials, std::int64_t num_segments, double* out) {
   const double sum = block_sum<Itself>(partials, num_segments);
   if (threadIdx.x == 0) *out = sum;
