@@ -19,7 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 ENGINE = ROOT / "csrc" / "engine"
 ARCHS = tuple(LIMITS)
 
-KERNEL_NAME = re.compile(r"step_kernelI\d+(\w+?)IfE\d+(B?Float\d\d)\w*TableBy(Value|Address)")
+# Of a mangled name: each part behind its length, template arguments between I and E.
+KERNEL_NAME = re.compile(r"\d([a-z_]+)_kernel")
+RULE = re.compile(r"I\d+(\w+?)IfE")
+STORAGE = re.compile(r"\d(B?Float\d\d)")
+TABLE = re.compile(r"TableBy(Value|Address)")
 ENTRY = r"Compiling entry function '(\S+)' for 'sm_(\d+)'"
 USAGE = r"(\d+) bytes stack frame, (\d+) bytes spill stores.*?Used (\d+) registers"
 # Address and text; what it does, how wide; where it branches to.
@@ -29,18 +33,22 @@ BRANCH = re.compile(r"\bBRA\b.*\b0x([0-9a-f]+)$")
 
 
 class Kernel(NamedTuple):
-    """An instance of the kernel template."""
+    """A kernel: its name and the arguments of its template, "" where it does not have one."""
 
     rule: str
     storage: str
     table: str
+    name: str = "step"
 
     @classmethod
     def named(cls, mangled: str) -> Kernel:
-        found = KERNEL_NAME.search(mangled)
-        if found is None:
+        name, *arguments = (
+            part[1] if (part := pattern.search(mangled)) else ""
+            for pattern in (KERNEL_NAME, RULE, STORAGE, TABLE)
+        )
+        if not name:
             raise ValueError(f"not a kernel of the engine: {mangled}")
-        return cls(*found.groups())
+        return cls(*arguments, name=name)
 
 
 class Usage(NamedTuple):

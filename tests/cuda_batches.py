@@ -99,20 +99,21 @@ class Batch:
             grad.copy_(random_values(grad.numel(), grad.dtype, self.generator))
             expected[1] = grad.clone()
 
-    def enqueue(self, scalars, device=0, stream=0):
+    def enqueue(self, scalars, device=0, stream=0, control=0):
         """Hand the batch to the engine, in arrays that are gone right afterwards."""
         self.enqueued.append(self)
         rows = self.rows.copy()
         rows_of_scalars = np.array(scalars, np.float32)
         counts = (len(rows_of_scalars), self.num_chunks, device, stream)
         addresses = (rows.ctypes.data, len(rows), rows_of_scalars.ctypes.data)
-        self.engine.step("adamod", self.dtype, *addresses, *counts)
+        self.engine.step("adamod", self.dtype, *addresses, *counts, control)
         rows[:] = rows_of_scalars[:] = -1
 
-    def expect(self, scalars):
+    def expect(self, scalars, grad_scale=1.0):
         """Move the expected values on by one step."""
         for expected, index in zip(self.expected, self.scalar_of_row, strict=True):
-            new = AdaMod.update(scalars[index], *(t.float() for t in expected))
+            param, grad, *states = (t.float() for t in expected)
+            new = AdaMod.update(scalars[index], param, grad * grad_scale, *states)
             expected[0] = new[0].to(expected[0].dtype)
             expected[2:] = new[1:]
 

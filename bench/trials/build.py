@@ -94,4 +94,5 @@ def _registers(messages: str) -> dict[str, int]:
     return {
         f"{kernel.storage} by {kernel.table}": used.registers
         for (_, kernel), used in usage(messages).items()
+        if kernel.name == "step"
     }
