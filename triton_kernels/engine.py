@@ -18,15 +18,13 @@ from torch import Tensor
 from .prepare import prepare
 from .rules import RULES
 from .sum_squares import sum_squares
-from .table import GRAD_SCALE, Matrix, find_row, skips, upload
+from .table import DTYPES, GRAD_SCALE, Matrix, find_row, skips, upload
 
-__all__ = ["CHUNK_SIZE", "Matrix", "prepare", "step", "sum_squares", "upload"]
+__all__ = ["CHUNK_SIZE", "DTYPES", "Matrix", "prepare", "step", "sum_squares", "upload"]
 
 CHUNK_SIZE = 4096  # elements; the unit of the table's first_chunk
 BLOCK_SIZE = 1024
 NUM_WARPS = 4  # with 32 lanes: 8 elements a thread, 128 bits of the narrowest stream
-
-DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 # Columns of the table, csrc/engine/row.h.
 ROW_SIZE = tl.constexpr(8)

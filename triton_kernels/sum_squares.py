@@ -5,13 +5,12 @@ The order of additions is that of csrc/engine/row.h, so the bits are those of ev
 
 from __future__ import annotations
 
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .table import find_row
+from .table import DTYPES, find_row
 
 # Columns of a row of the table.
 ROW_SIZE = tl.constexpr(3)
@@ -23,8 +22,6 @@ SEGMENT_SIZE = tl.constexpr(16384)
 LANES = tl.constexpr(1024)
 HALVINGS = tl.constexpr(10)  # from LANES to one
 LOADS_AT_ONCE = tl.constexpr(8)  # of the partial sums: one program waits for them all
-
-DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # 128 bits a thread of 16-bit gradients
 

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
 
 class Matrix(NamedTuple):
     """A matrix in host memory: a writable buffer, not empty, row by row."""
