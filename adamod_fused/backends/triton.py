@@ -71,5 +71,10 @@ class TritonBackend:
     ) -> None:
         batch = table.batch(index)
         num_scalars = len(table.scalars) // table.num_scalars // torch.float32.itemsize
-        rows, scalars = _engine().upload(batch.rows, table.scalars, num_scalars, device)
-        _engine().step(rule, dtype, rows, scalars, batch.num_chunks)
+        engine = _engine()
+        matrices = [
+            engine.Matrix(batch.rows, engine.ROW_SIZE.value),
+            engine.Matrix(table.scalars, num_scalars, torch.float32),
+        ]
+        rows, scalars = engine.upload(matrices, device)
+        engine.step(rule, dtype, rows, scalars, batch.num_chunks)
