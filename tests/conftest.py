@@ -6,7 +6,7 @@ import ctypes
 import functools
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 from cuda_batches import Batch
 from emulation.build import build_emulated_cuda
+from torch import Tensor
 
 import adamod_fused.optimizer
 from adamod_fused import backends
@@ -66,8 +67,11 @@ class EmulatedCudaBackend(CudaBackend):
     def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return super().refuses(torch.device("cuda", 0), dtype)
 
-    def run(self, rule, table, index, device, dtype) -> None:
-        self.launch(rule, table, index, 0, dtype, 0)
+    def run(self, rule, table, index, device, dtype, control=None) -> None:
+        self.launch(rule, table, index, 0, dtype, control, 0)
+
+    def sum_squares(self, grads, device, dtype) -> Tensor:
+        return self.launch_sum_squares(grads, device, dtype, 0, 0)
 
 
 @pytest.fixture(scope="session")
@@ -129,6 +133,15 @@ def little_effort(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def emulated_as_cuda(
+    emulated_cuda: EmulatedCudaBackend, monkeypatch: pytest.MonkeyPatch
+) -> EmulatedCudaBackend:
+    """The backend of the name "cuda" is the emulated one, for tensors of the CPU."""
+    monkeypatch.setitem(backends._BACKENDS, "cuda", emulated_cuda)
+    return emulated_cuda
+
+
 # A kernel is a backend, its device and, on the CPU, the instruction set it is held to.
 CPU_KERNELS = [f"cpu-{isa}" for isa in extension.core.cpu_instruction_sets()]
 GPU_KERNELS = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda", "triton")]
@@ -145,7 +158,6 @@ def kernel(
         backend.instruction_set = variant
         monkeypatch.setitem(backends._BACKENDS, "cpu", backend)
     elif variant == "emulated":
-        get: Callable[[str], EmulatedCudaBackend] = request.getfixturevalue
-        monkeypatch.setitem(backends._BACKENDS, "cuda", get("emulated_cuda"))
+        request.getfixturevalue("emulated_as_cuda")
     device = torch.device("cpu" if variant else "cuda")
     return name, device

@@ -127,11 +127,11 @@ def test_what_a_kernel_reads_is_held_until_it_is_done(monkeypatch: pytest.Monkey
     tensors = [weakref.ref(t) for p in params for t in (p.grad, *optimizer.state[p].values())]
     run = CpuBackend.run
 
-    def drop_and_run(self, rule, table, index, device, dtype) -> None:
+    def drop_and_run(*arguments) -> None:
         optimizer.state.clear()
         optimizer.zero_grad()
         assert all(tensor() is not None for tensor in tensors)
-        run(self, rule, table, index, device, dtype)
+        run(*arguments)
 
     monkeypatch.setattr(CpuBackend, "run", drop_and_run)
     optimizer.step()
@@ -204,10 +204,10 @@ def test_a_failing_launch_leaves_steps_that_fit_their_parameters(monkeypatch) ->
     optimizer = AdaMod([single, double], **OPTIONS, backend="cpu")
     run = CpuBackend.run
 
-    def fail(self, rule, table, index, device, dtype) -> None:
+    def fail(self, rule, table, index, device, dtype, control) -> None:
         if dtype == torch.float64:
             raise RuntimeError("out of luck")
-        run(self, rule, table, index, device, dtype)
+        run(self, rule, table, index, device, dtype, control)
 
     monkeypatch.setattr(CpuBackend, "run", fail)
     set_random_grads([single, double], 0)

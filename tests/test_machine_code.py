@@ -1,10 +1,11 @@
 """What nvcc makes of the CUDA engine, read from its output: no GPU needed, only the compiler.
 
 One pass over memory is a claim about machine code: in every kernel each stream is loaded and
-stored once, 128 bits at a time, and besides the table and the step's control nothing else is. One rounding per operation
-is a claim about PTX: ptxas may fuse a multiplication with an addition only where neither names its
-rounding, as ``.rn`` does (PTX ISA, add and mul of floating point). In machine code it could not be
-told: the exact division and square root are themselves made of fused instructions.
+stored once, 128 bits at a time, and besides the table and the step's control nothing else is. One
+rounding per operation is a claim about PTX: ptxas may fuse a multiplication with an addition only
+where neither names its rounding, as ``.rn`` does (PTX ISA, add and mul of floating point). In
+machine code it could not be told: the exact division and square root are themselves made of fused
+instructions.
 
 Speed is not told by machine code, but what it rests on is: how much a thread has to do for an
 element, and how many bytes all resident threads wait for at once.
