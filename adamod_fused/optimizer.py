@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from . import compiled, execution, validation
+from . import execution, validation
 from .plan import Plan
 from .reference import COMPUTE_DTYPES
 
@@ -129,22 +129,21 @@ class FusedOptimizer(Optimizer):
         self._plan.run(hyperparameters)
 
     def _step_in_graph(self) -> None:
-        if self._is_traceable():
-            names = self._hyperparameter_names()
-            with torch.no_grad():
-                compiled.step(self.operator, self.rule, self.param_groups, self.state, names)
-        else:
-            self._step_outside_graph()
+        from . import compiled  # imports dynamo: for those alone who compile
 
-    # Run, not traced, while the step around it is traced: its answer is built into the graph.
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
+        compiled.step(self)
+
     def _is_traceable(self) -> bool:
-        self._hyperparameters()
-        return compiled.is_traceable(self.rule, self.param_groups, self.state)
+        """Whether the operator can step this; if so, the states that are missing are made.
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
-    def _step_outside_graph(self) -> None:
-        self._step()
+        While a step is traced, this runs, so that states are made as ever, and is not traced.
+        """
+        self._hyperparameters()
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        if not all(map(validation.is_plain, params)):
+            return False
+        Plan(self.rule, self.param_groups, self.state)
+        return True
 
     def _hyperparameter_names(self) -> list[str]:
         return [name for name in self.defaults if name not in execution.DEFAULTS]
