@@ -5,45 +5,47 @@ Nothing of the compiled table is traced: it checks addresses, which a graph does
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import validation
-from .plan import Groups, Plan, State
+from .optimizer import FusedOptimizer
+
+# In place, which is where the tracer looks for it: the answer is built into the graph.
+torch.compiler.assume_constant_result(FusedOptimizer._is_traceable)  # type: ignore[no-untyped-call, unused-ignore]
 
 
-def is_traceable(rule: Any, groups: Groups, state: State) -> bool:
-    """Whether an operator can step all these; if so, the states that are missing are made.
-
-    Not for the tracer to look into: states are made as the optimizer itself makes them, before
-    their values become inputs of a graph.
-
-    Raises:
-        TypeError, ValueError, RuntimeError: something cannot be stepped; ``state`` is unchanged.
-    """
-    if not all(validation.is_plain(param) for group in groups for param in group["params"]):
-        return False
-    Plan(rule, groups, state)
-    return True
-
-
-def step(
-    operator: Any, rule: Any, groups: Groups, state: State, hyperparameters: Sequence[str]
-) -> None:
-    """Steps every parameter that has a gradient and states; to be traced."""
-    for group in groups:
+def step(optimizer: FusedOptimizer) -> None:
+    """Steps every parameter that has a gradient; to be traced."""
+    if optimizer._is_controlled() or not optimizer._is_traceable():
+        step_outside_of_the_graph(optimizer)
+        return
+    names = optimizer._hyperparameter_names()
+    state_names = (*optimizer.rule.states, "step")
+    for group in optimizer.param_groups:
         params = [param for param in group["params"] if param.grad is not None]
-        if params:
-            operator(
-                params,
-                [param.grad for param in params],
-                *([state[param][name] for param in params] for name in (*rule.states, "step")),
-                **{name: as_operand(group[name]) for name in hyperparameters},
-                backend=group["backend"],
+        states = [optimizer.state[param] for param in params]
+        if not all(states):  # made while a step is traced, when these gradients were not there
+            raise RuntimeError(
+                "a graph that makes gradients and steps with them needs the states to be there; "
+                "let the optimizer do one step that is not compiled before"
             )
+        if params:
+            with torch.no_grad():
+                optimizer.operator(
+                    params,
+                    [param.grad for param in params],
+                    *([entries[name] for entries in states] for name in state_names),
+                    **{name: as_operand(group[name]) for name in names},
+                    backend=group["backend"],
+                )
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
+def step_outside_of_the_graph(optimizer: FusedOptimizer) -> None:
+    """The step that eager takes; the graph breaks here."""
+    optimizer._step()
 
 
 def as_operand(value: Any) -> Any:

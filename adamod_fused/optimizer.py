@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from . import compiled, execution, validation
+from . import execution, validation
 from .control import Clip, check_max_norm, clip_of, control, hand_over, scale_of
 from .plan import DeviceNumber, Plan
 from .reference import COMPUTE_DTYPES
@@ -146,8 +146,7 @@ class FusedOptimizer(Optimizer):
 
     def _step(self) -> None:
         hyperparameters = self._hyperparameters()
-        found_inf = getattr(self, "found_inf", None)  # a GradScaler sets both
-        grad_scale = getattr(self, "grad_scale", None)
+        grad_scale, found_inf = self._amp()
         if found_inf is not None or (self._clip is not None and self._clip.scaled):
             self._counts_on_device = True
         plan = self._refreshed_plan()
@@ -158,6 +157,14 @@ class FusedOptimizer(Optimizer):
                 "the last backward pass"
             )
         plan.run(hyperparameters, control(grad_scale, found_inf, clip))
+
+    def _amp(self) -> tuple[Tensor | None, Tensor | None]:
+        """What a GradScaler sets for the time of a step: the loss scale, and whether to skip."""
+        return getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+
+    def _is_controlled(self) -> bool:
+        """Whether something holds for all gradients of the next step."""
+        return self._clip is not None or any(value is not None for value in self._amp())
 
     def _refreshed_plan(self) -> Plan:
         """The plan, with the tensors of now taken down."""
@@ -265,22 +272,21 @@ class FusedOptimizer(Optimizer):
             raise FloatingPointError(f"{bad[0]} holds inf or NaN{others}")
 
     def _step_in_graph(self) -> None:
-        if self._is_traceable():
-            names = self._hyperparameter_names()
-            with torch.no_grad():
-                compiled.step(self.operator, self.rule, self.param_groups, self.state, names)
-        else:
-            self._step_outside_graph()
+        from . import compiled  # imports dynamo: for those alone who compile
 
-    # Run, not traced, while the step around it is traced: its answer is built into the graph.
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
+        compiled.step(self)
+
     def _is_traceable(self) -> bool:
-        self._hyperparameters()
-        return compiled.is_traceable(self.rule, self.param_groups, self.state)
+        """Whether the operator can step this; if so, the states that are missing are made.
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
-    def _step_outside_graph(self) -> None:
-        self._step()
+        While a step is traced, this runs, so that states are made as ever, and is not traced.
+        """
+        self._hyperparameters()
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        if not all(map(validation.is_plain, params)):
+            return False
+        Plan(self.rule, self.param_groups, self.state, counts_on_device=self._counts_on_device)
+        return True
 
     def _hyperparameter_names(self) -> list[str]:
         return [name for name in self.defaults if name not in execution.DEFAULTS]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +29,8 @@ from torch.optim import lr_scheduler
 from torch.utils._pytree import tree_map_only
 
 from adamod_fused import AdaMod
+
+SECONDS = 300  # for a child process: importing torch and one compilation take about 10
 
 
 @pytest.fixture(autouse=True)
@@ -258,6 +263,45 @@ def test_bad_hyperparameters_are_refused_before_anything_changes() -> None:
     assert step.graphs == 1
 
 
+needs_autograd_in_graphs = pytest.mark.skipif(
+    not hasattr(torch._dynamo.config, "trace_autograd_ops"),
+    reason="this torch breaks every graph at backward()",
+)
+
+
+def compile_backward_and_step() -> None:
+    (model, eager), (compiled_model, compiled) = make_model(), make_model()
+
+    def step(model: torch.nn.Module, optimizer: AdaMod, inputs: torch.Tensor) -> None:
+        for param in model.parameters():
+            param.grad = None
+        model(inputs).square().sum().backward()
+        optimizer.step()
+
+    compiled_step = torch.compile(step, backend="aot_eager", fullgraph=True)
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="one step that is not compiled"):
+            compiled_step(compiled_model, compiled, batch(0))
+        step(model, eager, batch(0))
+        step(compiled_model, compiled, batch(0))
+        for seed in range(1, 4):
+            step(model, eager, batch(seed))
+            compiled_step(compiled_model, compiled, batch(seed))
+    assert_same_training(compiled, eager)
+
+
+@needs_autograd_in_graphs
+def test_backward_and_step_in_one_graph() -> None:
+    # In a process of its own: in torch 2.13 a graph with a backward() in it leaves something
+    # behind that makes dynamo fail at the next break of any graph, whatever torch._dynamo.reset().
+    child = multiprocessing.get_context("spawn").Process(target=compile_backward_and_step)
+    child.start()
+    child.join(SECONDS)
+    child.kill()
+    child.join()
+    assert child.exitcode == 0
+
+
 class Elsewhere(torch.Tensor):
     """A tensor that keeps its elements in another one, as DTensor does."""
 
@@ -298,3 +342,9 @@ def test_tensors_whose_elements_lie_elsewhere_are_stepped_outside_of_the_graph()
         param.grad = Elsewhere(plain.grad)
         step()
     assert_same_bits(param.detach().inner, plain)
+
+
+def test_importing_the_package_does_not_import_dynamo() -> None:
+    """Which takes seconds, and which only optimizers need."""
+    code = "import sys, adamod_fused; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=SECONDS)
