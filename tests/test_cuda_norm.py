@@ -126,9 +126,9 @@ def test_all_sizes_at_once_from_any_address(engine, runtime, values, dtype, offs
 )
 def test_the_order_of_additions_shows(values, add):
     """Or the oracle would hold an engine to nothing."""
-    grads = values([3 * SEGMENT + 4099] * 10, "float32")
+    grads = values([3 * SEGMENT + 4099] * 20, "float32")
     same = sum(sum_squares([grad]).item() == add(grad.double().numpy() ** 2) for grad in grads)
-    assert same < 8
+    assert same < len(grads)
 
 
 def test_more_segments_than_lanes(engine, runtime, values):
