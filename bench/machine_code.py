@@ -172,17 +172,22 @@ def accesses(code: Iterable[Instruction]) -> Counter[tuple[str, int]]:
     return counts
 
 
+def loops(code: Sequence[Instruction]) -> list[list[Instruction]]:
+    """From the target of each backward branch to the branch."""
+    targets = ((BRANCH.search(text), address) for address, text in code)
+    spans = [(int(to[1], 16), at) for to, at in targets if to and int(to[1], 16) < at]
+    return [[line for line in code if start <= line.address <= end] for start, end in spans]
+
+
 def vector_loop(code: Sequence[Instruction]) -> list[Instruction]:
     """The innermost loop with 128-bit stores; where there are several, that with most of them.
 
     What it calls for rare operands (the square root of a subnormal, say) lies outside of it.
     """
-    targets = ((BRANCH.search(text), address) for address, text in code)
-    spans = [(int(to[1], 16), at) for to, at in targets if to and int(to[1], 16) < at]
-    loops = [[line for line in code if start <= line.address <= end] for start, end in spans]
-    stores = {id(loop): accesses(loop)["STG", 128] for loop in loops}
-    loops = [loop for loop in loops if stores[id(loop)]]
-    inner = [loop for loop in loops if not any(_holds(loop, other) for other in loops)]
+    found = loops(code)
+    stores = {id(loop): accesses(loop)["STG", 128] for loop in found}
+    found = [loop for loop in found if stores[id(loop)]]
+    inner = [loop for loop in found if not any(_holds(loop, other) for other in found)]
     if not inner:
         raise ValueError("there is no loop with 128-bit stores")
     return max(inner, key=lambda loop: stores[id(loop)])

@@ -39,6 +39,8 @@ ITEMSIZES = kernels.ITEMSIZES
 KERNELS = sorted(
     [Kernel(*names) for names in product(RULES, ITEMSIZES, ("Value", "Address"))]
     + [Kernel(rule, "", "", "prepare") for rule in RULES]
+    + [Kernel("", *names, "segments") for names in product(ITEMSIZES, ("Value", "Address"))]
+    + [Kernel("", "", "", "total")]
 )
 
 # Instructions of the vector loop per element, the most on any architecture with nvcc 13.0, and 5 %
@@ -167,3 +169,28 @@ def test_scalars_are_prepared_in_float64_and_rounded_once(ptx, arch):
         found = {operation[0] for operation in re.findall(ARITHMETIC, "\n".join(lines))}
         assert found <= operations, kernel
         assert "sqrt.rn.f64" in found, kernel
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_sum_of_squares_waits_once_for_each_batch(sass, arch):
+    """Loads of the next batch stand before the first addition of the one at hand."""
+    for kernel, code in kernels_of(sass, arch, "segments").items():
+        itemsize = ITEMSIZES[kernel.storage]
+        wide, rounds = ("LDG", 4 * 8 * itemsize), 64 // (4 * itemsize)
+        batches = [
+            loop for loop in machine_code.loops(code) if machine_code.accesses(loop)[wide] == rounds
+        ]
+        # Of 16 bits a segment is two batches, whose loop a compiler may do without.
+        assert batches or itemsize == 2, kernel
+        for loop in batches:
+            first = next(i for i, line in enumerate(loop) if re.search(r"\bD(FMA|ADD)", line.text))
+            assert not machine_code.accesses(loop[first:])[wide], kernel
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_sums_are_kept_in_float64(ptx, arch):
+    """A square is exact, so that adding it by a fused operation rounds once, as adding it does."""
+    for name, allowed in (("segments", {"fma.rn.f64", "add.rn.f64"}), ("total", {"add.rn.f64"})):
+        for kernel, lines in kernels_of(ptx, arch, name).items():
+            found = {operation[0] for operation in re.findall(ARITHMETIC, "\n".join(lines))}
+            assert found == allowed, kernel
