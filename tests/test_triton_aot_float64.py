@@ -12,7 +12,7 @@ import pytest
 triton = pytest.importorskip("triton", reason="the Triton backend needs triton")
 
 from adamod_fused.triton_kernels import table  # noqa: E402
-from ahead_of_time import global_accesses, known_amd, known_arch  # noqa: E402
+from ahead_of_time import global_accesses, known_amd, need_arch  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from bench.triton_code import NUM_SCALARS, compile_ahead  # noqa: E402
@@ -81,8 +81,8 @@ def added_in_pairs(kernel) -> list[str]:
 @pytest.mark.parametrize("controlled", [False, True])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_prepare(arch, controlled):
-    with known_arch(arch):
-        ptx = compile_prepare(GPUTarget("cuda", arch, 32), controlled).asm["ptx"]
+    need_arch(arch)
+    ptx = compile_prepare(GPUTarget("cuda", arch, 32), controlled).asm["ptx"]
     assert_ieee(ptx)
     assert count("fma.rn.f64", ptx) == 0
     assert count("sqrt.rn.f64", ptx) == 1
@@ -95,8 +95,13 @@ def test_prepare(arch, controlled):
 
 @pytest.mark.parametrize(("arch", "dtype"), list(itertools.product(ARCHS, table.DTYPES)), ids=str)
 def test_sum_of_a_segment(arch, dtype):
-    with known_arch(arch):
+    need_arch(arch)
+    try:
         kernel = compile_segment(GPUTarget("cuda", arch, 32), dtype)
+    except RuntimeError as error:
+        if "Feature '.bf16' requires .target sm_80" not in str(error):
+            raise
+        pytest.skip(f"Triton {triton.__version__} has no bfloat16 before sm_80")
     ptx = kernel.asm["ptx"]
     assert_ieee(ptx)
     assert added_in_pairs(kernel) == 2 * HALVINGS  # of whole segments, and of others
@@ -115,8 +120,8 @@ def test_sum_of_a_segment(arch, dtype):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_sum_of_the_segments(arch):
-    with known_arch(arch):
-        kernel = compile_partials(GPUTarget("cuda", arch, 32))
+    need_arch(arch)
+    kernel = compile_partials(GPUTarget("cuda", arch, 32))
     ptx = kernel.asm["ptx"]
     assert_ieee(ptx)
     assert added_in_pairs(kernel) == HALVINGS
