@@ -33,13 +33,13 @@ def hyperparameter(group, INDEX: tl.constexpr):
     """One hyperparameter of each group: the number at its address, or without one its value."""
     value = tl.load(group + VALUES + INDEX).to(tl.float64, bitcast=True)
     address = tl.load(group + ADDRESSES + INDEX)
-    wide = (tl.load(group + WIDE) >> INDEX) & 1 != 0
-    pointed = address != 0
+    wide_bit = (tl.load(group + WIDE) >> INDEX) & 1
+    is_narrow = (address != 0) & (wide_bit == 0)
+    is_wide = (address != 0) & (wide_bit == 1)
     narrow_ptr = address.to(tl.pointer_type(tl.float32))
     wide_ptr = address.to(tl.pointer_type(tl.float64))
-    from_narrow = tl.load(narrow_ptr, mask=pointed & ~wide, other=0).to(tl.float64)
-    from_wide = tl.load(wide_ptr, mask=pointed & wide, other=0)
-    return tl.where(pointed, tl.where(wide, from_wide, from_narrow), value)
+    value = tl.where(is_narrow, tl.load(narrow_ptr, mask=is_narrow, other=0).to(tl.float64), value)
+    return tl.where(is_wide, tl.load(wide_ptr, mask=is_wide, other=0), value)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
