@@ -72,10 +72,10 @@ def test_moments_steps_and_hyperparameters_go_over(
     assert "amsgrad" not in first
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_the_bound_starts_at_the_current_rate(variant: str, dtype: torch.dtype) -> None:
-    """The formulas of DESIGN in float64: 4 float32 roundings are less than 1e-6 relative."""
+    """Both formulas in float64: the four roundings of float32 are less than 1e-6 relative."""
     adam = make_adam(dtype)
     train(adam, range(3))
     converted = convert(adam.state_dict(), "torch", variant=variant)
@@ -88,12 +88,12 @@ def test_the_bound_starts_at_the_current_rate(variant: str, dtype: torch.dtype) 
             else:
                 eta = group["lr"] * bc2**0.5 / bc1 / (v.sqrt() + group["eps"])
             bound = converted["state"][key]["exp_avg_lr"]
-            assert bound.dtype == dtype
+            assert bound.dtype == reference.COMPUTE_DTYPES[dtype]
             torch.testing.assert_close(bound.double(), eta, rtol=1e-6, atol=0)
 
 
 def test_the_first_step_after_adam_by_hand() -> None:
-    """Worked out on paper for one element; binary fractions, so exact but for the last division."""
+    """Worked out on paper for each element; a few float64 roundings apart."""
     adam = foreign.adam()
     param = torch.nn.Parameter(torch.tensor([1.0, 1.0, 1.0], dtype=torch.float64))
     for name in ("exp_avg", "exp_avg_sq"):
@@ -367,3 +367,33 @@ def test_export_leaves_parameters_without_state_without() -> None:
     set_random_grads(params_of(adamod)[:1], 0)
     adamod.step()
     assert list(export(adamod)["state"]) == [0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "options",
+    [{"fused": True}, {"capturable": True, "foreach": True}, {"capturable": True}],
+    ids=str,
+)
+def test_runs_on_a_gpu_go_over_and_back(options: dict[str, Any]) -> None:
+    """There torch's steps are tensors on the device, and an lr may be one."""
+    params = [torch.nn.Parameter(torch.ones(5, device="cuda")) for _ in range(2)]
+    adam = torch.optim.Adam(params, lr=torch.tensor(0.1, device="cuda"), **options)
+
+    def step(optimizer: torch.optim.Optimizer) -> None:
+        for param in params:
+            param.grad = torch.full_like(param, 0.5)
+        optimizer.step()
+
+    step(adam)
+    assert adam.state[params[0]]["step"].device.type == "cuda"
+    adamod = AdaMod(params)
+    adamod.load_state_dict(convert(adam.state_dict(), "torch"))
+    step(adamod)
+    for param in params:
+        assert adamod.state[param]["exp_avg_lr"].device.type == "cuda"
+        assert_same_bits(adamod.state[param]["step"], torch.tensor(2.0))
+    adamw = torch.optim.AdamW(params)
+    adamw.load_state_dict(export(adamod, **options))
+    step(adamw)
+    assert int(adamw.state[params[0]]["step"]) == 3

@@ -68,16 +68,15 @@ def test_what_was_saved_goes_over_whole(case: str) -> None:
         assert converted["state"][key]["step"] == 2
     assert given["param_groups"] == expected["param_groups"]
     shared = {
+        **AdaMod([torch.empty(0)]).defaults,
         "betas": foreign.BETAS,
         "beta3": foreign.BETA3,
         "eps": foreign.EPS,
         "variant": "released",
-        "maximize": False,
-        "backend": None,
     }
     assert converted["param_groups"] == [
-        {"lr": foreign.LR, "weight_decay": foreign.WEIGHT_DECAY, "params": [0], **shared},
-        {"lr": foreign.SECOND_LR, "weight_decay": 0.0, "params": [1, 2], **shared},
+        {**shared, "lr": foreign.LR, "weight_decay": foreign.WEIGHT_DECAY, "params": [0]},
+        {**shared, "lr": foreign.SECOND_LR, "weight_decay": 0.0, "params": [1, 2]},
     ]
 
 

@@ -225,7 +225,7 @@ ARGUMENTS: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
 )
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), ARGUMENTS, ids=lambda value: str(value))
+@pytest.mark.parametrize(("arguments", "error", "message"), ARGUMENTS, ids=range(len(ARGUMENTS)))
 def test_arguments_out_of_range(
     arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
@@ -263,7 +263,7 @@ def test_amsgrad_goes_without_its_maximum_when_told_to() -> None:
 
 EXPORTS: tuple[tuple[Any, dict[str, Any], type[Exception], str], ...] = (
     (adamod(), {"target": "authors"}, ValueError, "target must be one of 'torch', got 'authors'"),
-    (foreign.adam(), {}, ValueError, "param group 0 lacks beta3, variant.* adamod_fused's AdaMod"),
+    (foreign.adam(), {}, ValueError, r"lacks beta3, variant.*give what AdaMod.state_dict\(\)"),
     ({}, {}, ValueError, "lacks 'state'"),
     (
         without(adamod().state_dict(), "state", 0, "exp_avg"),
@@ -275,7 +275,9 @@ EXPORTS: tuple[tuple[Any, dict[str, Any], type[Exception], str], ...] = (
 )
 
 
-@pytest.mark.parametrize(("given", "arguments", "error", "message"), EXPORTS, ids=range(5))
+@pytest.mark.parametrize(
+    ("given", "arguments", "error", "message"), EXPORTS, ids=range(len(EXPORTS))
+)
 def test_what_cannot_be_exported(
     given: Any, arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:

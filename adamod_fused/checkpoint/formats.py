@@ -205,6 +205,9 @@ def check_structure(state_dict: Any) -> list[Group]:
 
 def check_groups(groups: list[Group], form: Format) -> None:
     """Raises ValueError where a param group is not of that format or cannot be converted."""
+    remedy = f"name the optimizer that saved it: one of {', '.join(SOURCES)}"
+    if form is ADAMOD:
+        remedy = "give what AdaMod.state_dict() returned"
     for index, group in enumerate(groups):
         if "variant" in group and form is not ADAMOD:
             raise ValueError(
@@ -218,8 +221,7 @@ def check_groups(groups: list[Group], form: Format) -> None:
         if missing:
             raise ValueError(
                 f"param group {index} lacks {', '.join(missing)} (it has {listed(group)}), so this "
-                f"is no state dict of {form.optimizer}; name the optimizer that saved it: one of "
-                f"{', '.join(SOURCES)}"
+                f"is no state dict of {form.optimizer}; {remedy}"
             )
         reason = form.refused(group)
         if reason:
