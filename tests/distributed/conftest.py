@@ -21,9 +21,7 @@ def ranks() -> Iterator[Ranks]:
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def run(
-    request: pytest.FixtureRequest, ranks: Ranks, tmp_path: Path
-) -> Callable[..., None]:
+def run(request: pytest.FixtureRequest, ranks: Ranks, tmp_path: Path) -> Callable[..., None]:
     """``run(function, world_size, *args)``: on processes of gloo and, with enough GPUs, of NCCL."""
 
     def run(function: Callable[..., None], world_size: int, *args: Any) -> None:
