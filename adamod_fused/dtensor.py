@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_PLAIN = (Tensor, torch.nn.Parameter)  # most are, and are asked about often
+
 
 def dtensor_type() -> type[Any] | None:
     """``DTensor``, where something has imported it: where nothing has, no tensor is one."""
@@ -42,7 +44,8 @@ def sharding_fields() -> tuple[str, ...]:
 
 def is_dtensor(tensor: Tensor) -> bool:
     """Whether ``tensor`` is a DTensor itself: subclasses may compute in their own way."""
-    return type(tensor) is dtensor_type()
+    kind = type(tensor)
+    return kind not in _PLAIN and kind is dtensor_type()
 
 
 def is_partial(tensor: Tensor) -> bool:
@@ -53,12 +56,12 @@ def is_partial(tensor: Tensor) -> bool:
     )
 
 
-@torch.no_grad()
 def local(tensor: Tensor) -> Tensor:
     """A DTensor's local tensor, waited for where a collective may still write it; others as is."""
     if not is_dtensor(tensor):
         return tensor
-    shard = tensor.to_local()  # type: ignore[attr-defined]
+    with torch.no_grad():  # else autograd would have its part in it
+        shard = tensor.to_local()  # type: ignore[attr-defined]
     collectives = sys.modules.get("torch.distributed._functional_collectives")
     if collectives is not None and isinstance(shard, collectives.AsyncCollectiveTensor):
         return shard.wait()
@@ -81,13 +84,12 @@ def same_sharding(param: Tensor, other: Tensor) -> bool:
     return all(a is None or b is None or a == b for a, b in pairs)
 
 
-@torch.no_grad()
 def wrapped(shard: Tensor, param: Tensor) -> Tensor:
     """``shard`` as the local tensor of a DTensor that is cut as ``param``; itself for others."""
     if not is_dtensor(param):
         return shard
     # Not DTensor.from_local, which cannot be told the order in which mesh dimensions cut.
-    tensor = torch.empty_like(param, dtype=shard.dtype)
+    tensor = torch.empty_like(param, dtype=shard.dtype, requires_grad=False)
     tensor._local_tensor = shard  # type: ignore[attr-defined]
     return tensor
 

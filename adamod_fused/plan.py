@@ -244,20 +244,11 @@ class Plan:
         for member in self._members:
             state_dtype = COMPUTE_DTYPES.get(member.param.dtype, torch.float32)
             table.add_param(member.param, member.group, member.batch, state_dtype, member.layout)
-            self._trust_types(table, member, state)
+            grad = self._grad_of(member.param)
+            if grad is not None and validation.is_plain(local(grad)):
+                table.trust(type(local(grad)))
         table.expect_state(state)
         return table
-
-    def _trust_types(self, table: Any, member: Member, state: State) -> None:
-        """Has the table take the types of a member's tensors, where kernels can read them."""
-        shards = [local(member.param)]
-        grad = self._grad_of(member.param)
-        if grad is not None:
-            entries = state[member.param]
-            shards += [local(grad), *(local(entries[name]) for name in self._rule.states)]
-        for shard in shards:
-            if validation.is_plain(shard):
-                table.trust(type(shard))
 
     def refresh(self, groups: Groups, state: State) -> bool:
         """Takes down this step's tensors; False where they are no longer those of the plan.

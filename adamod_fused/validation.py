@@ -146,8 +146,8 @@ def check_grad(param: Tensor, grad: Tensor, who: str) -> None:
             f"the gradient of {who} has layout {grad.layout}; sparse gradients are not supported: "
             "use sparse=False in the layer that makes it, or grad.to_dense()"
         )
-    is_mixed = is_plain(local(param)) and not is_plain(local(grad))
-    if is_dtensor(param) != is_dtensor(grad) or is_mixed:
+    is_odd = is_plain(local(param)) and not is_plain(local(grad))
+    if is_dtensor(param) != is_dtensor(grad) or is_odd:
         raise TypeError(
             f"the gradient of {who} is {describe(grad)}, the parameter {describe(param)}; give "
             "both the same type"
@@ -179,7 +179,9 @@ def check_grad(param: Tensor, grad: Tensor, who: str) -> None:
 
 def check_local_shape(param: Tensor, other: Tensor, who: str) -> None:
     """Raises where DTensors of one sharding have local tensors of different shapes."""
-    if same_sharding(param, other) and local(param).shape != local(other).shape:
+    if not is_dtensor(param) or not same_sharding(param, other):
+        return
+    if local(param).shape != local(other).shape:
         raise ValueError(
             f"{who} is {describe(other)}, the parameter {describe(param)}; cut both at the same "
             "places, as torch.distributed.tensor.distribute_tensor does"

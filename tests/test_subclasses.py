@@ -1,10 +1,11 @@
-"""Subclasses of Tensor: kernels step those whose elements lie at their address, and no others."""
+"""Subclasses of Tensor: kernels step those whose elements lie at their address, and no others.
+
+DTensors, which kernels step by their local tensors, have a folder of their own, tests/distributed.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,15 +21,37 @@ from helpers import (
     train,
 )
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from adamod_fused import AdaMod
+from adamod_fused import AdaMod, backends
 
 SHAPES = ((4, 3), (5,), (2, 6))  # the one in the middle stays a plain tensor
-SECONDS = 60  # for the child process: importing torch and a process group of one take about 5
 
 
 class Named(Tensor):
     """A plain subclass: it overrides nothing of how operators see its memory."""
+
+
+class Wrapper(Tensor):
+    """Has its elements in another tensor, as quantized and distributed tensors do."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Wrapper:
+        made = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def unwrap(item: Any) -> Any:
+            return item.inner if isinstance(item, Wrapper) else item
+
+        result = func(*tree_map(unwrap, args), **tree_map(unwrap, kwargs or {}))
+        if func in (torch.ops.aten.copy_.default, torch.ops.aten.add_.Tensor):
+            return args[0]
+        return tree_map(lambda item: cls(item) if isinstance(item, Tensor) else item, result)
 
 
 @pytest.mark.usefixtures("reader")
@@ -51,105 +74,47 @@ def test_the_cpu_backend_serves_a_plain_subclass(backend: str | None, grads_too:
     assert_same_training(optimizer, expected)
 
 
-def step_dtensors(folder: Path) -> None:
-    """In a child process: DTensors on a group of one, stepped; results.pt says what came of it."""
-    from torch import distributed
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Shard, distribute_tensor
-
-    store = (folder / "store").as_uri()
-    distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
-    mesh = init_device_mesh("cpu", (1,))
-
-    def shard(tensor: Tensor) -> Tensor:
-        return distribute_tensor(tensor.detach(), mesh, [Shard(0)])
-
-    def make(backend: str | None) -> AdaMod:
-        first, plain, last = random_params(*SHAPES)
-        params = [nn.Parameter(shard(first)), plain, nn.Parameter(shard(last))]
-        return AdaMod(params, **OPTIONS, backend=backend)
-
-    def run(optimizer: AdaMod) -> None:
-        params = params_of(optimizer)
-        twins = [torch.empty(shape) for shape in SHAPES]
-        for step in range(3):
-            set_random_grads(twins, step)
-            for i, (param, twin) in enumerate(zip(params, twins, strict=True)):
-                param.grad = twin.grad if i == 1 else shard(twin.grad)
-            optimizer.step()
-
-    def local(tensor: Tensor) -> Tensor:
-        return getattr(tensor, "to_local", lambda: tensor)().detach()
-
-    def contents(optimizer: AdaMod) -> list[dict[str, Tensor]]:
-        states = [optimizer.state.get(param, {}) for param in params_of(optimizer)]
-        return [
-            {"param": local(param)} | {name: local(state[name]) for name in state}
-            for param, state in zip(params_of(optimizer), states, strict=True)
-        ]
-
-    served = make(None)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        run(served)
-    refused = make("cpu")
-    try:
-        run(refused)
-        error = "no error"
-    except Exception as raised:  # noqa: BLE001 - the parent process judges it
-        error = f"{type(raised).__name__}: {raised}"
-    results = {
-        "types": [type(param).__name__ for param in params_of(served)],
-        "served": contents(served),
-        "warnings": [str(warning.message) for warning in caught],
-        "refused": contents(refused),
-        "error": error,
-    }
-    torch.save(results, folder / "results.pt")
-    distributed.destroy_process_group()
+def make_wrapped(backend: str | None) -> AdaMod:
+    first, plain, last = random_params(*SHAPES)
+    wrap = [nn.Parameter(Wrapper(param.detach())) for param in (first, last)]
+    return AdaMod([wrap[0], plain, wrap[1]], **OPTIONS, backend=backend)
 
 
-@pytest.fixture(scope="module")
-def stepped_dtensors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
-        pytest.skip("this torch was built without gloo")
-    folder = tmp_path_factory.mktemp("dtensors")
-    child = multiprocessing.get_context("spawn").Process(target=step_dtensors, args=(folder,))
-    child.start()
-    child.join(SECONDS)
-    if child.is_alive():
-        child.kill()
-        child.join()
-        pytest.fail(f"DTensors were not stepped within {SECONDS} seconds")
-    assert child.exitcode == 0, "the traceback is on stderr"
-    return torch.load(folder / "results.pt", weights_only=True)
+def train_wrapped(optimizer: AdaMod) -> None:
+    twins = random_params(*SHAPES)
+    for step in range(3):
+        set_random_grads(twins, step)
+        for param, twin in zip(params_of(optimizer), twins, strict=True):
+            param.grad = Wrapper(twin.grad) if isinstance(param, Wrapper) else twin.grad
+        optimizer.step()
 
 
-def test_dtensors_run_on_the_reference_as_plain_tensors_do(
-    stepped_dtensors: dict[str, Any],
+def contents(tensor: Tensor) -> Tensor:
+    return tensor.inner if isinstance(tensor, Wrapper) else tensor
+
+
+def test_the_reference_steps_other_subclasses_after_one_warning(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert stepped_dtensors["types"] == ["DTensor", "Parameter", "DTensor"]
+    monkeypatch.setattr(backends, "_warned", set())
+    optimizer = make_wrapped(None)
+    with pytest.warns(UserWarning, match="slow pure-PyTorch reference") as caught:
+        train_wrapped(optimizer)
+    (warning,) = caught
+    assert "cpu: kernels read plain tensors, not Wrapper" in str(warning.message)
     expected = AdaMod(random_params(*SHAPES), **OPTIONS, backend="reference")
     train(expected, range(3))
-    for param, actual in zip(params_of(expected), stepped_dtensors["served"], strict=True):
-        assert list(actual) == ["param", "step", *STATES]
-        for name, tensor in {"param": param, **expected.state[param]}.items():
-            assert_same_bits(actual[name], tensor, name)
+    for param, twin in zip(params_of(optimizer), params_of(expected), strict=True):
+        assert_same_bits(contents(param), twin)
+        assert list(optimizer.state[param]) == ["step", *STATES]
+        for name, state in expected.state[twin].items():
+            assert_same_bits(contents(optimizer.state[param][name]), state, name)
 
 
-def test_dtensors_are_announced_by_one_warning(stepped_dtensors: dict[str, Any]) -> None:
-    # torch may have warnings of its own about process groups.
-    (warning,) = [w for w in stepped_dtensors["warnings"] if w.startswith("adamod_fused")]
-    assert "slow pure-PyTorch reference" in warning
-    assert "cpu: kernels read plain tensors, not DTensor" in warning
-
-
-def test_a_backend_asked_for_dtensors_refuses_them_and_changes_nothing(
-    stepped_dtensors: dict[str, Any],
-) -> None:
-    error = stepped_dtensors["error"]
-    assert error.startswith("ValueError: backend 'cpu' cannot serve")
-    assert "not DTensor; backend=None takes one that can" in error
-    for param, actual in zip(random_params(*SHAPES), stepped_dtensors["refused"], strict=True):
-        assert list(actual) == ["param"]
-        assert_same_bits(actual["param"], param)
+def test_a_backend_asked_for_other_subclasses_refuses_them_and_changes_nothing() -> None:
+    optimizer = make_wrapped("cpu")
+    with pytest.raises(ValueError, match=r"backend .cpu. cannot .* not Wrapper; backend=None"):
+        train_wrapped(optimizer)
+    assert not optimizer.state
+    for param, twin in zip(params_of(optimizer), random_params(*SHAPES), strict=True):
+        assert_same_bits(contents(param), twin)

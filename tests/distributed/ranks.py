@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-SECONDS = 60  # for one run; the longest takes about 5, the first waits for torch's import too
+SECONDS = 120  # for one run; the longest takes about 5, the first waits for torch's import too
 GRACE = 5  # for the other ranks once one has failed: they may have the better message
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 

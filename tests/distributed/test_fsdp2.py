@@ -7,30 +7,19 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers import OPTIONS, STATES
-from torch import distributed
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from training import (
     HEIGHTS,
-    Model,
     assert_same,
     backward,
     kernels_alone,
+    shard,
     train_plainly,
 )
 
 from adamod_fused import AdaMod
 
 STEPS = range(4)
-
-
-def shard(device: str) -> Model:
-    mesh = init_device_mesh(device, (distributed.get_world_size(),))
-    model = Model().to(device)
-    for layer in model.layers:
-        fully_shard(layer, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
 
 
 def train_sharded(device: str) -> None:

@@ -17,7 +17,7 @@ from torch.distributed.tensor.parallel import (
     SequenceParallel,
     parallelize_module,
 )
-from training import assert_same, full, kernels_alone
+from training import NEEDS_FSDP2, assert_same, full, kernels_alone
 
 from adamod_fused import AdaMod
 
@@ -83,7 +83,10 @@ def train_parallel(device: str, with_fsdp: bool) -> None:
     assert with_fsdp or ((Replicate(),), (Partial(),)) in differing  # the layer norm's
 
 
-@pytest.mark.parametrize(("world_size", "with_fsdp"), [(2, False), (4, True)])
+@pytest.mark.parametrize(
+    ("world_size", "with_fsdp"),
+    [(2, False), pytest.param(4, True, marks=NEEDS_FSDP2)],
+)
 def test_a_parallel_training_equals_a_plain_one(
     run: Callable[..., None], world_size: int, with_fsdp: bool
 ) -> None:
