@@ -119,13 +119,14 @@ def test_fused_never_takes_the_reference() -> None:
 def test_fused_is_each_groups_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two kinds of tensors only the one that the group with ``fused`` holds needs a kernel."""
     monkeypatch.setattr(backends._BACKENDS["cpu"], "dtypes", (torch.float32,), raising=False)
-    single, double = random_params((3,)), random_params((4,), dtype=torch.float64)
-    groups = [{"params": single, "fused": True}, {"params": double}]
+    single = random_params((3,))
+    doubles = random_params((4,), (5,), dtype=torch.float64)
+    groups = [{"params": single, "fused": True}, *({"params": [double]} for double in doubles)]
     optimizer = AdaMod(groups, **OPTIONS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         train(optimizer, range(1))
-    optimizer.param_groups[1]["fused"] = True
+    optimizer.param_groups[2]["fused"] = True
     with pytest.raises(RuntimeError, match=r"no kernel serves torch\.float64"):
         train(optimizer, range(1, 2))
 
