@@ -1,7 +1,6 @@
-"""What compute-sanitizer watches: steps of both GPU backends, steps that the GPU counts and sums of
-squares of the CUDA engine, or on request one planted error.
+"""What compute-sanitizer watches: steps of both GPU backends, counts and sums of squares on the GPU.
 
-Run with PYTORCH_NO_CUDA_MEMORY_CACHING=1, so that no tensor has room beyond its last element.
+On request one planted error instead. Run with PYTORCH_NO_CUDA_MEMORY_CACHING=1, so that no tensor has room beyond its last element.
 """
 
 from __future__ import annotations

@@ -200,34 +200,3 @@ def test_one_launch_for_ten_thousand_tensors(backend: str, device_work) -> None:
     assert device_work(twins.optimizer.step) == Counter(kernel=1, gpu_memcpy=1)
     twins.twin_optimizer.step()
     twins.check()
-
-
-@on_each_backend
-@on_each_table
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_captured_step(backend: str, count: int, dtype: torch.dtype) -> None:
-    """A replay does the captured step, its scalars too, to the values of the time of the replay."""
-    twins = make_twins(backend, count, dtype)
-    warm_up(twins)
-    before = [param.detach().clone() for param in twins.params]
-    twins.new_grads()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        twins.optimizer.step()
-    for param, old in zip(twins.params, before, strict=True):
-        assert_same_bits(param, old, "a parameter after the capture, in which nothing runs")
-
-    graph.replay()  # the first replay is the step that was counted in the capture
-    twins.twin_optimizer.step()
-    twins.check("after the first replay")
-
-    other = make_twins(backend, count, dtype, seed=2)
-    for replay in ("second", "third"):
-        warm_up(other)  # takes every buffer for tables that is not the graph's own
-        twins.new_grads(in_place=True)
-        graph.replay()
-        for twin in twins.twins:
-            twins.twin_optimizer.state[twin]["step"] -= 1  # a graph does not count on
-        twins.twin_optimizer.step()
-        twins.check(f"after the {replay} replay")
-    other.check("of another optimizer")
