@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import struct
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from interpreted import INTERPRETED, InChildProcess, Interpreted
 from torch import Tensor
 from triton_rows import HYPERPARAMETERS, check, launch, make_row, rounded, update_expected
 
-from adamod_fused.reference import AdaMod
+from adamod_fused.reference import AdaMod, integer_power
 
 triton = pytest.importorskip("triton", reason="the Triton backend needs triton")
 tl = triton.language
@@ -45,6 +47,25 @@ def prepared(steps: Tensor, groups: list[dict]) -> Tensor:
         for step, group in zip(steps.tolist(), itertools.cycle(groups), strict=False)
     ]
     return torch.tensor(rows, dtype=torch.float64).float()
+
+
+def single(x: float) -> float:
+    return torch.tensor(x, dtype=torch.float64).float().item()
+
+
+def near_a_tie(lr: float, ways: Callable[[float], tuple[float, float]]) -> float:
+    """A rate like ``lr`` with which two ways to compute a scalar end in two float32 numbers."""
+    below = torch.tensor(ways(lr)[0])
+    for _ in range(100):
+        above = torch.nextafter(below, torch.tensor(torch.inf))
+        tie = (below.item() + above.item()) / 2
+        middle = lr * tie / ways(lr)[0]
+        for rate in (middle + k * math.ulp(middle) for k in range(-8, 9)):
+            one, other = map(single, ways(rate))
+            if one != other:
+                return rate
+        below = above
+    raise AssertionError(f"no rate near {lr}")
 
 
 class Cases:
@@ -93,6 +114,19 @@ class Cases:
         powers = [2**k + d for k in range(12, 25) for d in (-2, -1, 0, 1)]
         done = torch.tensor([*powers, 2**25, 3 * 2**30, 2**40, 2**62])
         self.check_steps(done.repeat_interleave(len(GROUPS)))
+
+    def test_order_of_operations(self):
+        """Where one rounding in float64 more, less or elsewhere is another float32 number."""
+        groups, steps = [], [1, 3, 10, 50]
+        beta1, beta2 = 0.9, 0.999
+        for step in steps:
+            bc1, root = 1 - integer_power(beta1, step), math.sqrt(1 - integer_power(beta2, step))
+            lr = near_a_tie(3e-3, lambda lr, b=bc1, r=root: (lr * r / b, lr / b * r))
+            groups.append({**GROUPS[2], "betas": (beta1, beta2), "lr": lr})
+        done = torch.tensor(steps).float().to(self.device) - 1
+        packed = self.groups([self.group(in_order(group)) for group in groups])
+        scalars = self.prepare(self.counts(done, len(groups)), packed)
+        assert_same_bits(scalars, prepared(torch.tensor(steps), groups), "scalars")
 
     @pytest.mark.parametrize("num_rows", [1, 2, 31, 32, 33, 64, 65])
     def test_any_number_of_rows(self, num_rows):

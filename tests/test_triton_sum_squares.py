@@ -170,9 +170,10 @@ class TestInterpreted(Cases, Interpreted):
     device = "cpu"
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    @pytest.mark.parametrize(("offset", "wide"), [(0, 2), (3, 0)])
+    @pytest.mark.parametrize(("offset", "wide"), [(0, 3), (3, 0)])
     def test_whole_segments_are_read_in_vectors(self, dtype, offset, wide, generator, promises):
-        self.check([sample(2 * SEGMENT + 100, dtype, generator)], [offset])
+        values = [sample(n, dtype, generator) for n in (2 * SEGMENT + 100, SEGMENT)]
+        self.check(values, [offset])
         assert len(promises) == wide
 
 
