@@ -32,7 +32,7 @@ env: $(ENV)
 $(ENV): pyproject.toml setup.py .ci/constraints.txt $(shell find csrc -type f)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) setuptools pybind11 ninja
-	$(PIP_INSTALL) --no-build-isolation --editable '.[dev]'
+	$(PIP_INSTALL) --no-build-isolation --editable '.[dev,integrations]'
 	touch $@
 
 demo: $(ENV)
@@ -81,7 +81,7 @@ asan: $(ENV)
 	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) \
 	    $$($${CXX:-c++} -print-file-name=libstdc++.so.6)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  $(PY) -m pytest --capture=sys -m 'not gpu and not build' $(ASAN_TESTS)
+	  $(PY) -m pytest --capture=sys -m 'not gpu and not build and not integration' $(ASAN_TESTS)
 
 gpu:
 	$(PYTHON) .ci/gpu.py --out $(OUT)

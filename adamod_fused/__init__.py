@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from . import backends, functional
+from . import backends, checkpoint, functional
 from .adamod import AdaMod
 
 try:
@@ -10,4 +10,4 @@ try:
 except PackageNotFoundError:  # used from a source tree that was not installed
     __version__ = "unknown"
 
-__all__ = ["AdaMod", "__version__", "backends", "functional"]
+__all__ = ["AdaMod", "__version__", "backends", "checkpoint", "functional"]

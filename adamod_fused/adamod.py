@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.optim.optimizer import ParamsT
 
-from . import reference
+from . import operators, reference
 from .optimizer import FusedOptimizer
 from .validation import check_choice, check_range
 
@@ -68,8 +68,21 @@ class AdaMod(FusedOptimizer):
         maximize: ascend instead of descend. Default: False.
         backend: None chooses the fastest that works for each tensor; ``"cuda"``, ``"triton"``,
             ``"cpu"`` or ``"reference"`` obeys or raises. Default: None.
+        foreach: accepted for torch.optim.Adam's configurations. There is one set of kernels: it
+            changes nothing. Default: None.
+        fused: True insists on a kernel: a tensor that only the reference serves is an error at
+            the step that would use it. None and False change nothing. Default: None.
+        differentiable: only False is served, because autograd does not see what a kernel writes.
+            Default: False.
+        capturable: True keeps step counts of parameters on a GPU there, so that ``step()`` can be
+            captured in a CUDA graph; a GradScaler and hyperparameters that are tensors on a GPU do
+            the same. Parameters on a CPU count on the CPU. Default: False.
 
-    State per parameter: ``step`` (0-dim float32 tensor on the CPU), ``exp_avg``, ``exp_avg_sq``
+    Hyperparameters may be 0-dim tensors. Those on a GPU (float32 or float64) are read there at
+    every step and every replay of a graph, and their ranges are not checked.
+
+    State per parameter: ``step`` (0-dim float32 tensor, on the CPU or, see above, on the
+    parameter's GPU), ``exp_avg``, ``exp_avg_sq``
     and ``exp_avg_lr`` (shape and device of the parameter; float64 for float64 parameters, else
     float32).
 
@@ -77,7 +90,9 @@ class AdaMod(FusedOptimizer):
         TypeError: a hyperparameter, parameter or gradient of a type or dtype that is not served.
         ValueError: a hyperparameter out of its range; a gradient or state that does not fit its
             parameter; a state dict that does not fit the optimizer.
-        RuntimeError: a backend asked for by name that does not work here; a sparse gradient.
+        RuntimeError: a backend asked for by name that does not work here; ``fused=True`` where no
+            kernel serves; ``fused`` and ``foreach`` both True; ``differentiable=True``; a sparse
+            gradient.
         All are raised before any parameter or state has changed.
 
     Example:
@@ -96,6 +111,7 @@ class AdaMod(FusedOptimizer):
 
     rule = reference.AdaMod
     check_hyperparameters = staticmethod(check_hyperparameters)
+    operator = operators.register(reference.AdaMod, check_hyperparameters)
 
     def __init__(
         self,
@@ -109,6 +125,10 @@ class AdaMod(FusedOptimizer):
         variant: str = "paper",
         maximize: bool = False,
         backend: str | None = None,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        differentiable: bool = False,
+        capturable: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -121,5 +141,9 @@ class AdaMod(FusedOptimizer):
                 "variant": variant,
                 "maximize": maximize,
                 "backend": backend,
+                "foreach": foreach,
+                "fused": fused,
+                "differentiable": differentiable,
+                "capturable": capturable,
             },
         )

@@ -94,6 +94,24 @@ def wrapped(shard: Tensor, param: Tensor) -> Tensor:
     return tensor
 
 
+def shards(tensor: Tensor) -> Any:
+    """How a DTensor's elements are spread over ranks: equal where one sum serves. None: not."""
+    if not is_dtensor(tensor):
+        return None
+    placements = tensor.placements  # type: ignore[attr-defined]
+    dims = tuple(dim for dim, placement in enumerate(placements) if placement.is_shard())
+    return tensor.device_mesh, dims  # type: ignore[attr-defined]
+
+
+def summed_over_shards(value: Tensor, tensor: Tensor) -> Tensor:
+    """The sum of ``value`` over all ranks that hold other elements of ``tensor``; a collective."""
+    if is_dtensor(tensor):
+        mesh, dims = shards(tensor)
+        for dim in dims:
+            torch.distributed.all_reduce(value, group=mesh.get_group(dim))
+    return value
+
+
 @torch.no_grad()
 def redistributed(tensor: Tensor, param: Tensor) -> Tensor:
     """A DTensor cut as ``param``: ``tensor`` itself or, by a collective of all ranks, another."""

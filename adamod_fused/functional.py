@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from . import reference
+from . import lists, reference
 from .adamod import check_hyperparameters
 from .optimizer import as_numbers
-from .plan import Plan
 
 
-@torch.no_grad()
 def adamod(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -69,33 +66,9 @@ def adamod(
     }
     check_hyperparameters(hyperparameters)
     hyperparameters = {name: as_numbers(value) for name, value in hyperparameters.items()}
-    lists = {
-        "params": params,
-        "grads": grads,
-        "exp_avgs": exp_avgs,
-        "exp_avg_sqs": exp_avg_sqs,
-        "exp_avg_lrs": exp_avg_lrs,
-        "state_steps": state_steps,
-    }
-    for name, tensors in lists.items():
-        if len(tensors) != len(params):
-            raise ValueError(f"{name} has {len(tensors)} tensors, params {len(params)}")
-        for i, tensor in enumerate(tensors):
-            if not isinstance(tensor, Tensor):
-                raise TypeError(f"{name}[{i}] must be a tensor, got {tensor!r}")
-    grad_of = dict(zip(params, grads, strict=True))
-    if len(grad_of) != len(params):
-        raise ValueError("params holds a tensor twice; give each tensor once")
-
-    states = zip(state_steps, exp_avgs, exp_avg_sqs, exp_avg_lrs, strict=True)
-    given = [dict(zip(("step", *reference.AdaMod.states), s, strict=True)) for s in states]
-    state = {param: dict(entries) for param, entries in zip(params, given, strict=True)}
-    plan = Plan(
-        reference.AdaMod, [{"params": params, "backend": backend}], state, grad_of.__getitem__
+    lists.step(
+        reference.AdaMod,
+        (params, grads, exp_avgs, exp_avg_sqs, exp_avg_lrs, state_steps),
+        hyperparameters,
+        backend,
     )
-    plan.load(state)
-    plan.run([hyperparameters])
-    for param, entries in zip(params, given, strict=True):
-        for name, tensor in entries.items():
-            if state[param][name] is not tensor:  # it was stepped in a layout of its own
-                tensor.copy_(state[param][name])

@@ -11,24 +11,44 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import clip_grad_norm_
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from . import validation
-from .backends import NAMES
-from .plan import Plan
+from . import execution, validation
+from .control import Clip, check_max_norm, clip_of, control, hand_over, scale_of
+from .plan import DeviceNumber, Plan
 from .reference import COMPUTE_DTYPES
 
 
 def as_numbers(value: Any) -> Any:
-    """Hyperparameters may be 0-dim tensors; rules want numbers."""
+    """Hyperparameters may be 0-dim tensors; rules want numbers, or what a device reads itself."""
     if isinstance(value, (float, int, str)):  # first, since asking for Tensor takes longest
         return value
     if isinstance(value, Tensor):
+        if value.device.type == "cuda":
+            return DeviceNumber(value)
         return value.item() if value.numel() == 1 else value.tolist()
     if isinstance(value, (tuple, list)):
         return tuple(as_numbers(item) for item in value)
     return value
+
+
+def _is_on_device(value: Any) -> bool:
+    if isinstance(value, DeviceNumber):
+        return True
+    return isinstance(value, tuple) and any(map(_is_on_device, value))
+
+
+def _as_booleans(flags: list[Tensor]) -> list[bool]:
+    """0-dim tensors as booleans, those of one device by one copy."""
+    found: dict[int, bool] = {}
+    for device in {flag.device for flag in flags}:
+        places = [i for i, flag in enumerate(flags) if flag.device == device]
+        values = torch.stack([flags[i] for i in places]).tolist()
+        found |= dict(zip(places, values, strict=True))
+    return [found[i] for i in range(len(flags))]
 
 
 class FusedOptimizer(Optimizer):
@@ -36,6 +56,11 @@ class FusedOptimizer(Optimizer):
 
     rule: ClassVar[Any]
     """A rule of ``reference.py``."""
+    operator: ClassVar[Any]
+    """What ``operators.register`` made of the rule."""
+
+    _step_supports_amp_scaling = True
+    """To torch's GradScaler: ``step`` unscales by ``grad_scale`` and skips by ``found_inf``."""
 
     @staticmethod
     def check_hyperparameters(values: dict[str, Any]) -> None:
@@ -49,11 +74,15 @@ class FusedOptimizer(Optimizer):
 
     def _forget_plan(self) -> None:
         self._plan: Plan | None = None
+        self._is_stepping = False
+        self._clip: Clip | None = None  # for the next step
         self._checked: list[dict[str, Any]] = []  # hyperparameters that passed, a dict a group
+        self._counts_on_device = False  # needed by something that only a device knows
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.defaults.pop("differentiable", None)  # torch's own addition: no rule knows it
+        for name, value in execution.DEFAULTS.items():  # pickles may be older than a keyword
+            self.defaults.setdefault(name, value)
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
@@ -61,14 +90,13 @@ class FusedOptimizer(Optimizer):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         self.check_hyperparameters(group)
-        if group["backend"] is not None:
-            validation.check_choice("backend", group["backend"], NAMES)
+        execution.check(group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a param group, after checking its hyperparameters and parameters.
 
         Raises:
-            TypeError, ValueError: as the constructor; the optimizer is unchanged.
+            TypeError, ValueError, RuntimeError: as the constructor; the optimizer is unchanged.
         """
         super().add_param_group(param_group)
         index, group = len(self.param_groups) - 1, self.param_groups[-1]
@@ -79,7 +107,7 @@ class FusedOptimizer(Optimizer):
                     continue
                 if param.requires_grad or not isinstance(param, torch.nn.Parameter):
                     validation.check_param(param, validation.label(index, i, group))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RuntimeError):
             self.param_groups.pop()
             raise
 
@@ -101,26 +129,184 @@ class FusedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        hyperparameters = self._hyperparameters()
-        if self._plan is None or not self._plan.refresh(self.param_groups, self.state):
-            self._plan = Plan(self.rule, self.param_groups, self.state)
-            if not self._plan.refresh(self.param_groups, self.state):
-                raise RuntimeError("parameters changed while they were being stepped")
-        self._plan.run(hyperparameters)
+        if torch.compiler.is_compiling():
+            self._step_in_graph()
+            return loss
+        if self._is_stepping:
+            raise RuntimeError(
+                "step() was called while this optimizer is stepping, by another thread or by code "
+                "that reading a gradient runs; let one step end before the next begins"
+            )
+        self._is_stepping = True
+        try:
+            self._step()
+        finally:
+            self._is_stepping = False
         return loss
+
+    def _step(self) -> None:
+        hyperparameters = self._hyperparameters()
+        grad_scale, found_inf = self._amp()
+        if found_inf is not None or (self._clip is not None and self._clip.scaled):
+            self._counts_on_device = True
+        plan = self._refreshed_plan()
+        clip, self._clip = self._clip, None
+        if clip is not None and clip.fingerprint != plan.fingerprint():
+            raise RuntimeError(
+                "gradients changed after clip_grad_norm_(); call it right before step(), after "
+                "the last backward pass"
+            )
+        plan.run(hyperparameters, control(grad_scale, found_inf, clip))
+
+    def _amp(self) -> tuple[Tensor | None, Tensor | None]:
+        """What a GradScaler sets for the time of a step: the loss scale, and whether to skip."""
+        return getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+
+    def _is_controlled(self) -> bool:
+        """Whether something holds for all gradients of the next step."""
+        return self._clip is not None or any(value is not None for value in self._amp())
+
+    def _refreshed_plan(self) -> Plan:
+        """The plan, with the tensors of now taken down."""
+        plan = self._plan
+        if (
+            plan is None
+            or plan.counts_on_device != self._counts_on_device
+            or not plan.refresh(self.param_groups, self.state)
+        ):
+            for group in self.param_groups:
+                self._check_group(group)
+            plan = Plan(
+                self.rule,
+                self.param_groups,
+                self.state,
+                counts_on_device=self._counts_on_device,
+            )
+            if not plan.refresh(self.param_groups, self.state):
+                raise RuntimeError("parameters changed while they were being stepped")
+            self._plan = plan
+        return plan
+
+    @torch.no_grad()
+    def clip_grad_norm_(
+        self,
+        max_norm: float,
+        norm_type: float = 2.0,
+        error_if_nonfinite: bool = False,
+        *,
+        grad_scaler: GradScaler | None = None,
+    ) -> Tensor:
+        """Has the next step clip the norm of all gradients together, at no pass of its own.
+
+        The gradients are read once and not changed: the step multiplies them by the clip
+        coefficient ``min(1, max_norm / (norm + 1e-6))``, which stays on the device. To be called
+        after the last backward pass and right before ``step()``; called twice, the last call
+        holds. The value is that of ``torch.nn.utils.clip_grad_norm_``, which changes gradients.
+
+        Args:
+            max_norm: bound on the norm, >= 0, in units of the gradient.
+            norm_type: 2.0; other norms are clipped by torch's own function, which writes to the
+                gradients. Default: 2.0.
+            error_if_nonfinite: raise where a gradient is not finite, which waits for the device.
+                Default: False.
+            grad_scaler: the scaler that scaled the loss. In place of ``scaler.unscale_``: the norm
+                is that of the unscaled gradients, and this one pass also finds what is not finite.
+                Then ``scaler.step(optimizer)`` and ``scaler.update()``. Default: None.
+
+        Returns:
+            The norm of the gradients before clipping: 0-dim, float32, on the first one's device.
+
+        Raises:
+            TypeError, ValueError: ``max_norm`` is no number, negative or NaN.
+            RuntimeError: a gradient is not finite and ``error_if_nonfinite``; the scaler's step is
+                done already. ``step()`` raises it where gradients changed in between.
+            As ``step``: something cannot be stepped.
+        """
+        bound = check_max_norm(max_norm)
+        if norm_type != 2:
+            if grad_scaler is not None and grad_scaler.is_enabled():
+                raise ValueError(
+                    f"grad_scaler serves norm_type 2, got {norm_type!r}; call "
+                    "grad_scaler.unscale_(optimizer) and leave grad_scaler out"
+                )
+            params = [p for group in self.param_groups for p in group["params"]]
+            return clip_grad_norm_(params, bound, norm_type, error_if_nonfinite)
+        scale = scale_of(grad_scaler, self) if grad_scaler is not None else None
+        total, fingerprint = self._refreshed_plan().sum_squares()
+        norm, clip = clip_of(total, bound, scale, fingerprint)
+        if error_if_nonfinite and not norm.isfinite():
+            raise RuntimeError(
+                f"the norm of the gradients is {norm.item()}, so they cannot be clipped; "
+                "check_finite() names the first bad one, error_if_nonfinite=False goes on"
+            )
+        self._clip = clip
+        if grad_scaler is not None and scale is not None:
+            hand_over(grad_scaler, self, clip.found_inf)
+        return norm
+
+    @torch.no_grad()
+    def check_finite(self) -> None:
+        """Raises where a gradient, parameter or state holds inf or NaN; waits for the device once.
+
+        Raises:
+            FloatingPointError: names the first such tensor, in the order of the param groups.
+        """
+        names, flags = [], []
+        for index, group in enumerate(self.param_groups):
+            for i, param in enumerate(group["params"]):
+                who = validation.label(index, i, group)
+                entries = self.state.get(param) or {}
+                found = {f"the gradient of {who}": param.grad, who: param}
+                found |= {f"{name} of {who}": entries.get(name) for name in self.rule.states}
+                for name, tensor in found.items():
+                    if tensor is not None and tensor.is_floating_point():
+                        names.append(name)
+                        flags.append(tensor.detach().isfinite().all())
+        bad = [
+            name
+            for name, is_finite in zip(names, _as_booleans(flags), strict=True)
+            if not is_finite
+        ]
+        if bad:
+            others = f"; so do {len(bad) - 1} more" if len(bad) > 1 else ""
+            raise FloatingPointError(f"{bad[0]} holds inf or NaN{others}")
+
+    def _step_in_graph(self) -> None:
+        from . import compiled  # imports dynamo: for those alone who compile
+
+        compiled.step(self)
+
+    def _is_traceable(self) -> bool:
+        """Whether the operator can step this; if so, the states that are missing are made.
+
+        While a step is traced, this runs, so that states are made as ever, and is not traced.
+        """
+        self._hyperparameters()
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        if not all(map(validation.is_plain, params)):
+            return False
+        Plan(self.rule, self.param_groups, self.state, counts_on_device=self._counts_on_device)
+        return True
+
+    def _hyperparameter_names(self) -> list[str]:
+        return [name for name in self.defaults if name not in execution.DEFAULTS]
 
     def _hyperparameters(self) -> list[dict[str, Any]]:
         """The rule's hyperparameters of each param group, as numbers, checked where changed."""
-        names = [name for name in self.defaults if name != "backend"]
+        names = self._hyperparameter_names()
         values = [{name: as_numbers(g[name]) for name in names} for g in self.param_groups]
         if values != self._checked:
             for group in self.param_groups:
                 self._check_group(group)
             self._checked = values
+            on_device = any(_is_on_device(v) for group in values for v in group.values())
+            self._counts_on_device |= on_device
         return values
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state dict, each state in the dtype that it has here; ``backend`` stays.
+        """Loads a state dict, each state in the dtype that it has here.
+
+        How a step runs, ``backend``, ``foreach``, ``fused`` and ``differentiable``, stays as it is.
 
         As in torch, a tensor that has this dtype and device already is taken over, not copied:
         load a deep copy where two optimizers are to go on from one state dict.
@@ -129,7 +315,7 @@ class FusedOptimizer(Optimizer):
             TypeError, ValueError: the state dict does not fit; the optimizer is unchanged.
         """
         loaded: list[tuple[Tensor, dict[str, Tensor]]] = []
-        backends = [group["backend"] for group in self.param_groups]
+        how = [{name: group[name] for name in execution.DEFAULTS} for group in self.param_groups]
 
         def check(_: Optimizer, given: dict[str, Any]) -> None:
             self._check_state_dict(given)
@@ -146,8 +332,8 @@ class FusedOptimizer(Optimizer):
             # torch cast the states to their parameter's dtype: these are from the source.
             for param, states in loaded:
                 self.state[param].update(states)
-            for group, backend in zip(self.param_groups, backends, strict=True):
-                group["backend"] = backend
+            for group, keywords in zip(self.param_groups, how, strict=True):
+                group.update(keywords)
 
         # Hooks of the user's run before the check and after the restoration.
         handles = (
@@ -183,13 +369,14 @@ class FusedOptimizer(Optimizer):
                 f"{sizes}; load a state dict saved for the same model and groups"
             )
         for index, group in enumerate(saved_groups):
-            missing = [name for name in self.defaults if name not in group and name != "backend"]
+            given = {**group, **execution.DEFAULTS}
+            missing = [name for name in self.defaults if name not in given]
             if missing:
                 raise ValueError(
                     f"param group {index} of the state dict lacks {', '.join(missing)}; load a "
                     f"state dict that {type(self).__name__} saved"
                 )
-            self._check_group({**group, "backend": None})
+            self._check_group(given)
         labels = {
             param: validation.label(g, i, group)
             for g, group in enumerate(self.param_groups)

@@ -8,17 +8,28 @@ gradients' addresses. It is a cache: all in it can be made again from ``param_gr
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import validation
+from . import execution, validation
 from .backends import Backend, choose, extension
-from .dtensor import dtensor_type, local, redistributed, sharding_fields, wrapped
-from .reference import COMPUTE_DTYPES, step_
+from .control import Control
+from .dtensor import (
+    dtensor_type,
+    local,
+    redistributed,
+    sharding_fields,
+    shards,
+    summed_over_shards,
+    wrapped,
+)
+from .reference import COMPUTE_DTYPES, step_, sum_squares
 
 Groups = Sequence[dict[str, Any]]
 State = dict[Tensor, dict[str, Any]]
@@ -31,6 +42,8 @@ class Batch(NamedTuple):
     backend: Backend
     device: torch.device
     dtype: torch.dtype
+    counts_on_device: bool
+    """Step counts are on ``device``, and so are tensors among hyperparameters: it reads them."""
 
 
 class Member(NamedTuple):
@@ -54,6 +67,25 @@ class ReferenceStep(NamedTuple):
     grad: Tensor
     states: dict[str, Tensor]
 
+
+@dataclass(frozen=True, eq=False)
+class DeviceNumber:
+    """A hyperparameter that a device reads at every step, of one element; equal where the same."""
+
+    tensor: Tensor
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DeviceNumber) and other.tensor is self.tensor
+
+
+def on_host(value: Any) -> Any:
+    """A hyperparameter with all numbers on the host: those of a device are waited for."""
+    if isinstance(value, DeviceNumber):
+        return value.tensor.item()
+    return tuple(map(on_host, value)) if isinstance(value, tuple) else value
+
+
+_how = operator.itemgetter(*execution.DEFAULTS)
 
 # Members that no batch of the table holds; the numbers are those of csrc/bindings/table.h.
 BY_REFERENCE = -1
@@ -81,11 +113,13 @@ class Plan:
 
     Args:
         rule: a rule of ``reference.py``.
-        groups: the optimizer's ``param_groups``; of each, ``params``, ``backend`` and, for error
-            messages, ``param_names`` are read here.
+        groups: the optimizer's ``param_groups``; of each, ``params``, the keywords of
+            ``execution.py`` and, for error messages, ``param_names`` are read here.
         state: the optimizer's ``state``. Missing states are made, of zeros; states that do not
             lie in memory as their parameter does are replaced by copies that do.
         grad_of: where gradients come from.
+        counts_on_device: step counts are kept on their parameters' device wherever a kernel can
+            count there; else only where they are already or ``capturable`` asks for it.
         fast: False reads tensors through Python methods whatever torch offers.
 
     Raises:
@@ -99,11 +133,13 @@ class Plan:
         state: State,
         grad_of: GradOf = operator.attrgetter("grad"),
         *,
+        counts_on_device: bool = False,
         fast: bool = True,
     ) -> None:
+        self.counts_on_device = counts_on_device
         self._rule = rule
         self._grad_of = grad_of
-        self._requested = [group["backend"] for group in groups]
+        self._requested = [_how(group) for group in groups]
         self._batches: list[Batch] = []
         self._chosen: dict[Any, Backend | None] = {}
         validation.check_distinct(groups)
@@ -128,19 +164,28 @@ class Plan:
             return Member(param, group_index, label, DORMANT, ())
         self._check(param, label, state)
         shard = local(param)
-        backend = self._choose(group["backend"], shard)
+        backend = self._choose(group["backend"], shard, bool(group["fused"]))
         if backend is None:
             return Member(param, group_index, label, BY_REFERENCE, ())
-        batch = Batch(backend, shard.device, shard.dtype)
+        there = self._counts_there(backend, group, state.get(param))
+        batch = Batch(backend, shard.device, shard.dtype, there)
         if batch not in self._batches:
             self._batches.append(batch)
         return Member(param, group_index, label, self._batches.index(batch), dense_strides(shard))
 
-    def _choose(self, name: str | None, param: Tensor) -> Backend | None:
+    def _counts_there(
+        self, backend: Backend, group: dict[str, Any], entries: dict[str, Any] | None
+    ) -> bool:
+        if not backend.counts_on_device:
+            return False
+        is_there = entries is not None and entries["step"].device.type != "cpu"
+        return self.counts_on_device or bool(group.get("capturable")) or is_there
+
+    def _choose(self, name: str | None, param: Tensor, fused: bool) -> Backend | None:
         """As ``backends.choose``, asked once for all parameters of a kind."""
-        kind = (name, type(param), param.device, param.dtype)
+        kind = (name, type(param), param.device, param.dtype, fused)
         if kind not in self._chosen:
-            self._chosen[kind] = choose(name, param)
+            self._chosen[kind] = choose(name, param, fused=fused)
         return self._chosen[kind]
 
     def _check(self, param: Tensor, label: str, state: State) -> None:
@@ -166,17 +211,23 @@ class Plan:
         param = member.param
         if not state.get(param):
             # Named, because torch.set_default_device may say otherwise.
-            step = torch.zeros((), dtype=torch.float32, device="cpu")
+            step = torch.zeros((), dtype=torch.float32, device=self._count_device(member))
             state[param] = {"step": step} | {
                 name: self._zeros_like(member, COMPUTE_DTYPES[param.dtype])
                 for name in self._rule.states
             }
         elif member.batch >= 0:
+            state[param]["step"] = state[param]["step"].to(self._count_device(member))
             for name in self._rule.states:
                 shard = local(state[param][name])
                 dense = laid_out(shard, member.layout)
                 if dense is not shard:
                     state[param][name] = wrapped(dense, param)
+
+    def _count_device(self, member: Member) -> torch.device:
+        if member.batch >= 0 and self._batches[member.batch].counts_on_device:
+            return self._batches[member.batch].device
+        return torch.device("cpu")
 
     def _zeros_like(self, member: Member, dtype: torch.dtype) -> Tensor:
         if member.batch < 0:
@@ -189,7 +240,7 @@ class Plan:
         if (known := dtensor_type()) is not None:
             table.know_dtensor(known, sharding_fields())
         for batch in self._batches:
-            table.add_batch(batch.backend.chunk_size)
+            table.add_batch(batch.backend.chunk_size, batch.counts_on_device)
         for member in self._members:
             state_dtype = COMPUTE_DTYPES.get(member.param.dtype, torch.float32)
             table.add_param(member.param, member.group, member.batch, state_dtype, member.layout)
@@ -205,7 +256,7 @@ class Plan:
         Raises:
             TypeError, ValueError, RuntimeError: as the constructor.
         """
-        if [group["backend"] for group in groups] != self._requested:
+        if [_how(group) for group in groups] != self._requested:
             return False
         unchanged = self._table.refresh if self._table is not None else self._same_params
         return unchanged(groups, state) and self._refresh_reference(state)
@@ -244,22 +295,47 @@ class Plan:
                         raise RuntimeError("tensors changed while they were being stepped")
         self._refresh_reference(state)
 
-    def run(self, hyperparameters: Sequence[dict[str, Any]]) -> None:
-        """Steps all that ``refresh`` or ``load`` took down, one dict of hyperparameters a group."""
-        if self._table is not None:
-            self._run_kernels(hyperparameters)
-        if self._due_by_reference:
-            self._run_reference(hyperparameters)
+    def run(
+        self, hyperparameters: Sequence[dict[str, Any]], control: Control | None = None
+    ) -> None:
+        """Steps all that ``refresh`` or ``load`` took down.
 
-    def _run_kernels(self, hyperparameters: Sequence[dict[str, Any]]) -> None:
-        table = self._table
-        table.set_scalars([self._rule.prepare(t, **hyperparameters[g]) for g, t in table.due()])
+        Args:
+            hyperparameters: of each param group, numbers or ``DeviceNumber``.
+            control: what holds for all gradients; None changes nothing.
+        """
+        self._check_capture()
+        if self._table is not None:
+            self._run_kernels(hyperparameters, control)
+        if self._due_by_reference:
+            self._run_reference(hyperparameters, control)
+
+    def _check_capture(self) -> None:
+        counted = (batch.counts_on_device for batch in self._batches if batch.device.type == "cuda")
+        if not all(counted) and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a CUDA graph would repeat this one step, whose count is on the host; make the "
+                "optimizer with capturable=True"
+            )
+
+    def _run_kernels(
+        self, hyperparameters: Sequence[dict[str, Any]], control: Control | None
+    ) -> None:
+        table, name = self._table, self._rule.name
+        groups = [self._rule.hyperparameters(**values) for values in hyperparameters]
+        if table.num_scalars:
+            table.prepare(name, [on_host(numbers) for numbers in groups])
         staged = [self._stage(index) for index in table.staged()]
-        for index, (backend, device, dtype) in enumerate(self._batches):
-            if table.batch(index).num_chunks:
-                backend.run(self._rule.name, table, index, device, dtype)
-            # Kernels write through addresses: autograd learns here that the parameters changed.
-            torch.autograd.graph.increment_version(table.advance(index))
+        held: list[Tensor] = []  # for the launches, which read them
+        for index, (backend, device, dtype, counts_on_device) in enumerate(self._batches):
+            values = control.values.to(device) if control is not None else None
+            if counts_on_device:
+                held += self._set_groups(index, device, groups)
+            elif control is not None and control.may_skip and control.values[1] != 0:
+                continue  # what the host counts only the host can leave as it is
+            if table.batch(index).num_chunks or (counts_on_device and table.batch(index).num_rows):
+                backend.run(name, table, index, device, dtype, values)
+            table.advance(index)
             for batch, shard, copy, _ in staged:
                 if batch == index and copy is not shard:
                     shard.detach().copy_(copy)
@@ -279,10 +355,77 @@ class Plan:
         self._table.stage(index, param.data_ptr(), grad.data_ptr())
         return member.batch, shard, param, grad
 
+    def _set_groups(
+        self, index: int, device: torch.device, groups: Sequence[tuple[Any, ...]]
+    ) -> list[Tensor]:
+        """Tells the table where a batch's hyperparameters are; returns the tensors among them."""
+        held: list[Tensor] = []
+
+        def address(value: Any) -> Any:
+            if not isinstance(value, DeviceNumber):
+                return value
+            held.append(value.tensor.detach().to(device))
+            return held[-1].data_ptr(), held[-1].dtype is torch.float64
+
+        self._table.set_groups(index, [tuple(map(address, numbers)) for numbers in groups])
+        return held
+
     @torch.no_grad()
-    def _run_reference(self, hyperparameters: Sequence[dict[str, Any]]) -> None:
+    def _run_reference(
+        self, hyperparameters: Sequence[dict[str, Any]], control: Control | None
+    ) -> None:
         due, self._due_by_reference = self._due_by_reference, []  # holds gradients
+        factor, skip = (1.0, 0.0) if control is None else control.values.tolist()
+        if skip:
+            return
         for group, param, grad, states in due:
-            scalars = self._rule.prepare(int(states["step"]) + 1, **hyperparameters[group])
-            step_(self._rule, scalars, param, grad, [states[name] for name in self._rule.states])
+            numbers = {name: on_host(value) for name, value in hyperparameters[group].items()}
+            scalars = self._rule.prepare(int(states["step"]) + 1, **numbers)
+            entries = [states[name] for name in self._rule.states]
+            step_(self._rule, scalars, param, grad, entries, factor)
             states["step"] += 1
+
+    @torch.no_grad()
+    def sum_squares(self) -> tuple[Tensor, Any]:
+        """Of all gradients that ``refresh`` took down, which are let go: 0-dim float64.
+
+        Of DTensors over all ranks: a collective. Also a fingerprint of the gradients, equal to
+        that of a later ``fingerprint`` where none changed.
+        """
+        found = self.fingerprint()
+        sums = [*self._sums_by_reference(), *self._sums_by_kernels()]
+        self._due_by_reference = []
+        if not sums:
+            return torch.zeros((), dtype=torch.float64), found
+        return functools.reduce(lambda a, b: a + b.to(a.device), sums), found
+
+    def _sums_by_reference(self) -> Iterator[Tensor]:
+        kinds: dict[Any, list[ReferenceStep]] = {}
+        for step in self._due_by_reference:
+            kind = (step.param.device, step.param.dtype, shards(step.param))
+            kinds.setdefault(kind, []).append(step)
+        for steps in kinds.values():
+            grads = [local(redistributed(step.grad, step.param)) for step in steps]
+            yield summed_over_shards(sum_squares(grads), steps[0].param)
+
+    def _sums_by_kernels(self) -> Iterator[Tensor]:
+        if self._table is None:
+            return
+        staged = [self._stage(index) for index in self._table.staged()]
+        kinds: dict[Any, list[int]] = {}
+        for i, member in enumerate(self._members):
+            if member.batch >= 0:
+                kinds.setdefault((member.batch, shards(member.param)), []).append(i)
+        for (index, _), members in kinds.items():
+            batch, grads = self._batches[index], self._table.grad_table(members)
+            if grads.num_rows:
+                found = batch.backend.sum_squares(grads, batch.device, batch.dtype)
+                yield summed_over_shards(found, self._members[members[0]].param)
+        del staged  # copies that were read
+        self._table.clear()
+
+    def fingerprint(self) -> Any:
+        """Where the gradients lie that ``refresh`` took down, and how often they were written."""
+        by_table = self._table.fingerprint() if self._table is not None else b""
+        grads = (step.grad for step in self._due_by_reference)
+        return by_table, [(id(grad), grad._version) for grad in grads]

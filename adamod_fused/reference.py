@@ -43,10 +43,57 @@ def correctly_rounded_sqrt(x: Tensor) -> Tensor:
     return x.double().sqrt().to(x.dtype)
 
 
-def step_(rule: Any, scalars: Any, param: Tensor, grad: Tensor, states: Sequence[Tensor]) -> None:
-    """One step of ``rule`` in place: widen, update, round once to the nearest value to store."""
+SEGMENT_SIZE, SEGMENT_LANES = 16384, 1024  # csrc/engine/row.h
+
+
+def sum_squares(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of the squares of all elements, float64 and 0-dim, in the kernels' order.
+
+    Segments of each tensor's memory, its lanes, then the segments of all tensors are added up as
+    csrc/engine/row.h says: the same bits on every backend.
+    """
+    segments = [
+        _halved(_in_lanes(tensor.flatten().double().square(), SEGMENT_SIZE))
+        for tensor in tensors
+        if tensor.numel() > 0
+    ]
+    if not segments:
+        return torch.zeros((), dtype=torch.float64)
+    sums = torch.cat(segments)
+    return _halved(_in_lanes(sums, -(-len(sums) // SEGMENT_LANES) * SEGMENT_LANES))[0]
+
+
+def _in_lanes(values: Tensor, size: int) -> Tensor:
+    """``values`` in rows of ``size``, zeros at the end, as ``[rows, turns, lanes]``."""
+    padded = torch.nn.functional.pad(values, (0, -len(values) % size))
+    return padded.view(-1, size // SEGMENT_LANES, SEGMENT_LANES)
+
+
+def _halved(turns: Tensor) -> Tensor:
+    """The sum of each row of ``[rows, turns, lanes]``: the turns one by one, then the halves."""
+    lanes = torch.zeros_like(turns[:, 0])
+    for turn in turns.unbind(1):
+        lanes = lanes + turn
+    while lanes.shape[1] > 1:
+        lower, upper = lanes.chunk(2, dim=1)
+        lanes = lower + upper
+    return lanes[:, 0]
+
+
+def step_(
+    rule: Any,
+    scalars: Any,
+    param: Tensor,
+    grad: Tensor,
+    states: Sequence[Tensor],
+    grad_scale: float = 1.0,
+) -> None:
+    """One step of ``rule`` in place: widen, update, round once to the nearest value to store.
+
+    ``grad_scale`` is a float32 number: what the gradient is multiplied by first.
+    """
     dtype = COMPUTE_DTYPES[param.dtype]
-    updated = rule.update(scalars, param.to(dtype), grad.to(dtype), *states)
+    updated = rule.update(scalars, param.to(dtype), grad.to(dtype) * grad_scale, *states)
     for tensor, new in zip((param, *states), updated, strict=True):
         tensor.copy_(new)
 
@@ -80,6 +127,21 @@ class AdaMod:
         denom_scale: float
         update_scale: float
         param_decay: float
+
+    @staticmethod
+    def hyperparameters(
+        *,
+        lr: Any,
+        betas: tuple[Any, Any],
+        beta3: Any,
+        eps: Any,
+        weight_decay: Any,
+        variant: str,
+        maximize: bool,
+    ) -> tuple[Any, ...]:
+        """The arguments of ``prepare``, numbers or 0-dim tensors, as csrc's ``Hyperparameters``."""
+        released = variant == "released"
+        return (lr, *betas, beta3, eps, weight_decay, float(maximize), float(released))
 
     @classmethod
     def prepare(
@@ -121,6 +183,15 @@ class AdaMod:
         )
 
     @staticmethod
+    def adaptive_rate(s: Scalars, exp_avg_sq: Tensor) -> Tensor:
+        """Adam's learning rate of every element, eta: what the bound averages."""
+        # A tensor on top: `number / tensor` would multiply by a reciprocal, two roundings.
+        step_size = torch.tensor(s.step_size, dtype=torch.float64, device="cpu").to(
+            exp_avg_sq.dtype
+        )
+        return step_size / (correctly_rounded_sqrt(exp_avg_sq) * s.denom_scale + s.eps)
+
+    @staticmethod
     def update(
         s: Scalars,
         param: Tensor,
@@ -134,9 +205,7 @@ class AdaMod:
         exp_avg = s.beta1 * exp_avg + s.one_minus_beta1 * grad
         exp_avg_sq = s.beta2 * exp_avg_sq + s.one_minus_beta2 * grad * grad
 
-        # A tensor on top: `number / tensor` would multiply by a reciprocal, two roundings.
-        step_size = torch.tensor(s.step_size, dtype=torch.float64, device="cpu").to(exp_avg.dtype)
-        eta = step_size / (correctly_rounded_sqrt(exp_avg_sq) * s.denom_scale + s.eps)
+        eta = AdaMod.adaptive_rate(s, exp_avg_sq)
         exp_avg_lr = s.beta3 * exp_avg_lr + s.one_minus_beta3 * eta
         bounded = torch.where(exp_avg_lr < eta, exp_avg_lr, eta)
 

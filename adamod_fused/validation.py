@@ -21,7 +21,18 @@ MAX_STEP = 2.0**24
 
 
 def check_range(name: str, value: Any, low: float, high: float = math.inf) -> None:
-    """Raises where ``value`` is no finite number in [low, high)."""
+    """Raises where ``value`` is no finite number in [low, high).
+
+    Of a tensor on a device only the kind is looked at: its value would have to be waited for.
+    """
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        if value.numel() != 1 or value.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"{name} on {value.device} must be a 0-dim tensor of float32 or float64, got shape "
+                f"{tuple(value.shape)} and {value.dtype}; make it with torch.tensor(..., "
+                "dtype=torch.float32)"
+            )
+        return
     try:
         if isinstance(value, (str, bytes)):  # float() would read them, arithmetic does not
             raise TypeError
@@ -202,10 +213,13 @@ def check_states(param: Tensor, states: dict[str, Any], names: Sequence[str], wh
     if not (
         isinstance(step, Tensor)
         and step.dtype is torch.float32
-        and step.device.type == "cpu"
+        and step.device in (torch.device("cpu"), param.device)
         and step.ndim == 0
     ):
-        raise TypeError(f"step of {who} must be a 0-dim float32 tensor on the CPU, got {step!r}")
+        raise TypeError(
+            f"step of {who} must be a 0-dim float32 tensor on the CPU or on the parameter's "
+            f"device, got {step!r}"
+        )
 
 
 def check_state_entries(
@@ -241,4 +255,8 @@ def check_state_entries(
                 "which distributes states as their parameters are"
             )
         check_local_shape(param, states[name], f"{name} of {who}")
-    check_range(f"step of {who}", states["step"], 0.0, MAX_STEP + 1)
+    step = states["step"]
+    if not (
+        isinstance(step, Tensor) and step.device.type != "cpu"
+    ):  # its value would be waited for
+        check_range(f"step of {who}", step, 0.0, MAX_STEP + 1)

@@ -18,7 +18,7 @@ from . import check, figures, plan, record, report
 from .clocks import Clock, CpuClock
 from .contestants import NAMES, SLOW_START
 from .cuda_clock import CudaClock
-from .run import CTRL_C, NothingToMeasureError, Run, Settings
+from .run import CTRL_C, BenchmarkRun, NothingToMeasureError, Settings
 
 DESCRIPTION = (
     "Measure adamod_fused beside every other optimizer that is installed, on the parameter lists "
@@ -108,7 +108,7 @@ def _measure(given: argparse.Namespace, console: Console) -> int:
         settings.out.mkdir(parents=True, exist_ok=True)
     on_gpu = settings.device.type == "cuda"
     clock: Clock = CudaClock(settings.device) if on_gpu else CpuClock()
-    run = Run(settings, clock, console)
+    run = BenchmarkRun(settings, clock, console)
     try:
         stopped = run.go()
     except NothingToMeasureError as error:

@@ -21,6 +21,8 @@ class Verdict(NamedTuple):
     target: Target
     figure: float | None
     reason: str = ""
+    caveat: str = ""
+    """Why the record is no proof: it is quick, or incomplete."""
 
     @property
     def falls_short(self) -> bool:
@@ -29,15 +31,22 @@ class Verdict(NamedTuple):
     def __str__(self) -> str:
         if self.figure is None:
             return f"not measured: {self.reason}"
-        return "SHORT" if self.falls_short else "met"
+        verdict = "SHORT" if self.falls_short else "met"
+        return f"{verdict} ({self.caveat})" if self.caveat else verdict
 
 
 def judge(target: Target, record: Record) -> Verdict:
     """Holds a record of the target's device to the target."""
     try:
-        return Verdict(target, target.figure(record))
+        return Verdict(target, target.figure(record), caveat=caveat(record))
     except NotMeasuredError as error:
         return Verdict(target, None, str(error))
+
+
+def caveat(record: Record) -> str:
+    """Why what a record says is no proof, in a word or two; nothing for a whole run's."""
+    words = {"quick": record.quick, "incomplete": not record.complete}
+    return ", ".join(word for word, applies in words.items() if applies)
 
 
 def check(paths: Sequence[Path], console: Console) -> int:
@@ -54,7 +63,7 @@ def check(paths: Sequence[Path], console: Console) -> int:
     verdicts: list[Verdict] = []
     unmeasured = 0  # for want of any record
     for path, record in found:
-        console.line(f"{path.name}: {describe(record)}{'' if record.complete else ', incomplete'}")
+        console.line(", ".join(filter(None, (f"{path.name}: {describe(record)}", caveat(record)))))
         mine = [judge(target, record) for target in TARGETS if target.device == record.device]
         _print(console, mine)
         verdicts += mine
@@ -67,9 +76,11 @@ def check(paths: Sequence[Path], console: Console) -> int:
             unmeasured += len(missing)
     falling_short = sum(verdict.falls_short for verdict in verdicts)
     measured = sum(verdict.figure is not None for verdict in verdicts)
+    preliminary = sum(bool(verdict.caveat) for verdict in verdicts)
     console.line(
         f"{falling_short} of {measured} measured figures fall short of their targets; "
-        f"{len(verdicts) - measured + unmeasured} are not measured"
+        + (f"{preliminary} are of quick or incomplete records; " if preliminary else "")
+        + f"{len(verdicts) - measured + unmeasured} are not measured"
     )
     return 1 if falling_short else 0
 

@@ -30,12 +30,16 @@ class Samples:
     host_us: list[float] = field(default_factory=list)
     wall_us: list[float] = field(default_factory=list)
     kernel_us: list[float] = field(default_factory=list)
+    host_in_step: bool | None = None
+    """Of a GPU: whether a step's time holds the host's too, because no sleep held the queue."""
 
     def extend(self, more: Samples) -> None:
         self.step_ms += more.step_ms
         self.host_us += more.host_us
         self.wall_us += more.wall_us
         self.kernel_us += more.kernel_us
+        if more.host_in_step is not None:
+            self.host_in_step = bool(self.host_in_step) or more.host_in_step
 
 
 class Clock(Protocol):
@@ -47,6 +51,9 @@ class Clock(Protocol):
 
     def copies(self, set_bytes: int, tensors: int) -> int:
         """How many sets of a contestant's tensors take turns."""
+
+    def in_cache(self, set_bytes: int, copies: int) -> bool | None:
+        """Whether the sets all fit in a GPU's cache, where steps then find them."""
 
     def seconds(self, calls: Sequence[Callable[[], object]]) -> list[float]:
         """Of the device for each call."""
@@ -91,6 +98,9 @@ class CpuClock:
 
     def copies(self, set_bytes: int, tensors: int) -> int:
         return 1
+
+    def in_cache(self, set_bytes: int, copies: int) -> bool | None:
+        return None
 
     def seconds(self, calls: Sequence[Callable[[], object]]) -> list[float]:
         def timed(call: Callable[[], object]) -> float:

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from adamod_fused.demo.style import FAINT, INK, STYLE
+
 from .fits import SWEEPS
 from .record import Record, Result
 from .report import OURS, describe, memory_limit
-from .style import FAINT, GRID, INK, LIMIT, STYLE, End, label_ends, line, look, order
+from .style import GRID, LIMIT, End, label_ends, line, look, order
 
 DPI = 140
 WIDTH = 11.0  # inches, of each figure

@@ -77,7 +77,7 @@ def differs(
     """
     if not contestant.ours:
         raise ValueError(f"the gate is for our own backends, got {contestant.name!r}")
-    data = Data(shapes, dtype, device)
+    data = PiecewiseNumbers(shapes, dtype, device)
     params = [Parameter(tensor) for tensor in data.tensors(0)]
     optimizer = contestant.make(params)
     for step in range(1, steps + 1):
@@ -137,7 +137,7 @@ def cut(shapes: Sequence[Shape]) -> Iterator[Piece]:
         yield piece
 
 
-class Data:
+class PiecewiseNumbers:
     """The numbers to step a list with, the same whether taken whole or by pieces."""
 
     def __init__(self, shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device) -> None:
@@ -180,7 +180,7 @@ def _step(optimizer: Optimizer, step: int) -> None:
     optimizer.step()
 
 
-def _reference(data: Data, index: int, steps: int) -> dict[str, Tensor]:
+def _reference(data: PiecewiseNumbers, index: int, steps: int) -> dict[str, Tensor]:
     """A piece's parameters and states after ``steps`` steps of the reference."""
     param = Parameter(data.piece(index, 0).clone())
     optimizer = AdaMod([param], backend="reference")

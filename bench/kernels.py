@@ -1,4 +1,4 @@
-"""What each kernel takes of a GPU, read from its machine code; `python -m bench.kernels`.
+"""What each kernel of a step takes of a GPU, read from its machine code; `python -m bench.kernels`.
 
 Prints the table in NOTES.md: registers, blocks that are resident on a multiprocessor, KiB that all
 their threads load at once, and instructions per element in the loop over vectors.
@@ -66,10 +66,12 @@ Key = tuple[str, Kernel]  # an architecture and a kernel
 def resources(
     sass: dict[Key, list[Instruction]], ptx: dict[Key, list[str]], used: dict[Key, Usage]
 ) -> dict[Key, Resources]:
-    """Of every kernel, from what the compiler made and said of it."""
+    """Of every kernel that applies a rule, from what the compiler made and said of it."""
     found = {}
     for key, (_, spilled, registers) in used.items():
         arch, kernel = key
+        if kernel.name != "step":
+            continue
         states = len(getattr(reference, kernel.rule).states) * STATE_ITEMSIZE
         itemsize = ITEMSIZES[kernel.storage]
         loop = vector_loop(sass[key])

@@ -19,7 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 ENGINE = ROOT / "csrc" / "engine"
 ARCHS = tuple(LIMITS)
 
-KERNEL_NAME = re.compile(r"step_kernelI\d+(\w+?)IfE\d+(B?Float\d\d)\w*TableBy(Value|Address)")
+# Of a mangled name: each part behind its length, template arguments between I and E.
+KERNEL_NAME = re.compile(r"\d([a-z_]+)_kernel")
+RULE = re.compile(r"I\d+(\w+?)IfE")
+STORAGE = re.compile(r"\d(B?Float\d\d)")
+TABLE = re.compile(r"TableBy(Value|Address)")
 ENTRY = r"Compiling entry function '(\S+)' for 'sm_(\d+)'"
 USAGE = r"(\d+) bytes stack frame, (\d+) bytes spill stores.*?Used (\d+) registers"
 # Address and text; what it does, how wide; where it branches to.
@@ -29,18 +33,22 @@ BRANCH = re.compile(r"\bBRA\b.*\b0x([0-9a-f]+)$")
 
 
 class Kernel(NamedTuple):
-    """An instance of the kernel template."""
+    """A kernel: its name and the arguments of its template, "" where it does not have one."""
 
     rule: str
     storage: str
     table: str
+    name: str = "step"
 
     @classmethod
     def named(cls, mangled: str) -> Kernel:
-        found = KERNEL_NAME.search(mangled)
-        if found is None:
+        name, rule, storage, table = (
+            part[1] if (part := pattern.search(mangled)) else ""
+            for pattern in (KERNEL_NAME, RULE, STORAGE, TABLE)
+        )
+        if not name:
             raise ValueError(f"not a kernel of the engine: {mangled}")
-        return cls(*found.groups())
+        return cls(rule, storage, table, name)
 
 
 class Usage(NamedTuple):
@@ -164,17 +172,22 @@ def accesses(code: Iterable[Instruction]) -> Counter[tuple[str, int]]:
     return counts
 
 
+def loops(code: Sequence[Instruction]) -> list[list[Instruction]]:
+    """From the target of each backward branch to the branch."""
+    targets = ((BRANCH.search(text), address) for address, text in code)
+    spans = [(int(to[1], 16), at) for to, at in targets if to and int(to[1], 16) < at]
+    return [[line for line in code if start <= line.address <= end] for start, end in spans]
+
+
 def vector_loop(code: Sequence[Instruction]) -> list[Instruction]:
     """The innermost loop with 128-bit stores; where there are several, that with most of them.
 
     What it calls for rare operands (the square root of a subnormal, say) lies outside of it.
     """
-    targets = ((BRANCH.search(text), address) for address, text in code)
-    spans = [(int(to[1], 16), at) for to, at in targets if to and int(to[1], 16) < at]
-    loops = [[line for line in code if start <= line.address <= end] for start, end in spans]
-    stores = {id(loop): accesses(loop)["STG", 128] for loop in loops}
-    loops = [loop for loop in loops if stores[id(loop)]]
-    inner = [loop for loop in loops if not any(_holds(loop, other) for other in loops)]
+    found = loops(code)
+    stores = {id(loop): accesses(loop)["STG", 128] for loop in found}
+    found = [loop for loop in found if stores[id(loop)]]
+    inner = [loop for loop in found if not any(_holds(loop, other) for other in found)]
     if not inner:
         raise ValueError("there is no loop with 128-bit stores")
     return max(inner, key=lambda loop: stores[id(loop)])

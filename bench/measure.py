@@ -21,7 +21,7 @@ from .contestants import BASELINE, Contestant
 from .lists import ParamList
 from .machine import GIB
 from .record import Result, Spread, rounded
-from .work import FIRST_SLEEP, Data, Work
+from .work import FIRST_SLEEP, ValuesAndGrads, Work
 
 TWIN_SHAPE = (16,)
 WIDEST_STATE = 4  # bytes of an element; float64 parameters have states as wide as they are
@@ -72,8 +72,8 @@ class Comparison:
         self.failed: dict[str, str] = {}
         self._entries: dict[str, Entry] = {}
         self._params, self._dtype, self._clock = params, dtype, clock
-        data = Data.make(params.shapes, dtype, clock.device)
-        tiny = Data.make((TWIN_SHAPE,) * params.tensors, dtype, clock.device)
+        data = ValuesAndGrads.make(params.shapes, dtype, clock.device)
+        tiny = ValuesAndGrads.make((TWIN_SHAPE,) * params.tensors, dtype, clock.device)
         copies = clock.copies(_set_bytes(params, dtype), params.tensors)
         for contestant in contestants:
             with self._or_out(contestant):
@@ -136,7 +136,9 @@ class Comparison:
     def _result(self, entry: Entry, copy_gb_per_s: float) -> Result:
         params, samples = self._params, entry.samples
         step_ms, host_us = Spread.of(samples.step_ms), _spread(samples.host_us)
-        state_bytes = entry.work.state_bytes() / params.numel
+        held_bytes = entry.work.state_bytes()
+        set_bytes = 2 * self._dtype.itemsize * params.numel + held_bytes
+        state_bytes = held_bytes / params.numel
         # Every stream once: parameter, gradient and states are read, all but the gradient written.
         bytes_per_param = 3 * self._dtype.itemsize + 2 * state_bytes
         gb_per_s = bytes_per_param * params.numel / step_ms.median / 1e6
@@ -158,6 +160,8 @@ class Comparison:
             state_bytes_per_param=rounded(state_bytes),
             peak_bytes=entry.peak_bytes,
             launches=entry.launches,
+            host_in_step=samples.host_in_step,
+            in_cache=self._clock.in_cache(set_bytes, entry.work.copies),
         )
 
 

@@ -75,7 +75,7 @@ class Result:
     contestant: str
     dtype: str
     step_ms: Spread
-    """CPU: the time of step(). GPU: the device's time, without the host's."""
+    """CPU: the time of step(). GPU: the device's, without the host's unless ``host_in_step``."""
     wall_us: Spread | None
     """GPU: from an idle device, until the step's work is done."""
     host_us: Spread | None
@@ -93,6 +93,10 @@ class Result:
     """GPU: memory that a step takes besides what is there before it."""
     launches: int | None
     """GPU: kernels of one step."""
+    host_in_step: bool | None = None
+    """GPU: whether ``step_ms`` holds the host's time too, because no sleep held the queue."""
+    in_cache: bool | None = None
+    """GPU: whether steps may find their tensors in the L2 cache, as all sets fit in it at once."""
 
 
 @dataclass(frozen=True)
@@ -177,8 +181,13 @@ def load(path: Path) -> Record:
 
 def save(record: Record, path: Path) -> None:
     """Writes a record, whole or not at all, with one line for each result."""
+    save_json(asdict(record), path)
+
+
+def save_json(data: dict[str, Any], path: Path) -> None:
+    """Writes ``data``, whole or not at all, with one line for each item of its lists."""
     partial = path.with_suffix(".partial")
-    partial.write_text(_text(asdict(record)))
+    partial.write_text(_text(data))
     partial.replace(path)
 
 
@@ -189,7 +198,7 @@ def _text(data: dict[str, Any]) -> str:
         return json.dumps(value, allow_nan=False, ensure_ascii=False)
 
     def body(value: Any) -> str:
-        if value and isinstance(value, tuple):
+        if value and isinstance(value, (list, tuple)):
             return "[\n  " + ",\n  ".join(map(dump, value)) + "\n ]"
         if value and isinstance(value, dict):
             items = [f"{dump(key)}: {dump(item)}" for key, item in value.items()]

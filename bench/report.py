@@ -34,6 +34,12 @@ def three_digits(number: float | None) -> str:
     return f"{number:,.{max(0, decimals)}f}"
 
 
+def _notes(result: Result) -> str:
+    """What a reader of the step's time must know of it."""
+    notes = {"host in step": result.host_in_step, "in cache": result.in_cache}
+    return ", ".join(note for note, applies in notes.items() if applies)
+
+
 def _median(spread: Spread | None) -> str:
     return three_digits(spread.median) if spread else ""
 
@@ -52,12 +58,15 @@ COLUMNS = (
     Column("wall us", lambda r: _median(r.wall_us)),
     Column("launches", lambda r: f"{r.launches:,}" if r.launches else ""),
     Column("peak MiB", lambda r: three_digits(r.peak_bytes / (1 << 20)) if r.peak_bytes else ""),
+    Column("notes", _notes),
 )
 LEGEND = (
     "x Adam: a step over one of torch's fused Adam just before, median over rounds; GB/s: every "
     "stream of parameters, gradients and states once; of copy: that over a copy's, which on a CPU "
     "it may exceed (roofline.py); "
-    "B/param: bytes moved, state B: bytes of state per parameter; a tensor: host time per tensor"
+    "B/param: bytes moved, state B: bytes of state per parameter; a tensor: host time per "
+    "tensor; host in step: the step's time holds the host's, as no sleep held the GPU's queue; in "
+    "cache: the GPU's may hold all that a step needs"
 )
 
 

@@ -61,7 +61,7 @@ class Settings:
         return self.out / f"bench-{self.device.type}.json"
 
 
-class Run:
+class BenchmarkRun:
     """A run under way, and what it has found so far."""
 
     def __init__(self, settings: Settings, clock: Clock, console: Console) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -56,14 +56,15 @@ def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
 
 def _decode_dataclass(kind: Any, value: dict[str, Any], where: str) -> Any:
     names = [field.name for field in fields(kind)]
-    for name in names:
-        if name not in value:
-            raise ValueError(f"{where}: {name!r} is missing")
+    for field in fields(kind):
+        # One with a default is newer than some records are.
+        if field.name not in value and field.default is MISSING:
+            raise ValueError(f"{where}: {field.name!r} is missing")
     for name in value:
         if name not in names:
             raise ValueError(f"{where}: {name!r} is not known")
     hints = get_type_hints(kind)
-    decoded = {name: decode(hints[name], value[name], f"{where}.{name}") for name in names}
+    decoded = {name: decode(hints[name], value[name], f"{where}.{name}") for name in value}
     try:
         return kind(**decoded)
     except ValueError as error:

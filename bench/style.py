@@ -6,30 +6,13 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from adamod_fused.demo.style import ADAM, ADAMOD, FAINT
+
 from .contestants import NAMES
 from .report import OURS
 
-INK = "#222222"
-FAINT = "#8A8A8A"
 GRID = "#E8E8E8"
 LIMIT = "#C9C9C9"
-
-STYLE: Any = {
-    "font.size": 12,
-    "axes.titlesize": 15,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 14,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "savefig.facecolor": "white",
-}
 
 
 class Look(NamedTuple):
@@ -44,12 +27,12 @@ UNKNOWN = Look(FAINT)
 
 # Most colours are of Okabe and Ito's palette, which colour-blind readers can tell apart.
 LOOKS = {
-    f"{OURS}cpu": Look("#0072B2"),
-    f"{OURS}cuda": Look("#0072B2"),
+    f"{OURS}cpu": Look(ADAMOD),
+    f"{OURS}cuda": Look(ADAMOD),
     f"{OURS}triton": Look("#56B4E9"),
-    "torch Adam fused": Look("#D55E00"),
-    "torch Adam foreach": Look("#D55E00", DASHED),
-    "torch Adam for-loop": Look("#D55E00", DOTTED),
+    "torch Adam fused": Look(ADAM),
+    "torch Adam foreach": Look(ADAM, DASHED),
+    "torch Adam for-loop": Look(ADAM, DOTTED),
     "torch AdamW fused": Look("#E69F00"),
     "torch AdamW foreach": Look("#E69F00", DASHED),
     "torch AdamW for-loop": Look("#E69F00", DOTTED),

@@ -29,18 +29,32 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 STATE_BYTES = 4 * len(AdaMod.states)
 
 
-def compile_kernel(dtype: torch.dtype, target: GPUTarget) -> Any:
-    """The engine's kernel for params of ``dtype``, as Triton would compile it to run it."""
-    kernel = engine.update_chunk
-    constants = engine.constants("adamod", dtype, NUM_SCALARS)
-    signature = {"rows": "*i64", "scalars": "*fp32", "num_rows": "i32"}
+def compile_ahead(
+    kernel: Any,
+    signature: dict[str, str],
+    constants: dict[str, Any],
+    options: dict[str, Any],
+    target: GPUTarget,
+) -> Any:
+    """A kernel as Triton would compile it to run it."""
     if triton.__version__.startswith("3.2."):
         source = ASTSource(kernel, signature, constants)
     else:
         signature = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
         places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
         source = ASTSource(kernel, signature, places)
-    return triton.compile(source, target=target, options=engine.OPTIONS)
+    return triton.compile(source, target=target, options=options)
+
+
+def compile_kernel(dtype: torch.dtype, target: GPUTarget, *, controlled: bool = False) -> Any:
+    """The engine's kernel for params of ``dtype``."""
+    signature = {"rows": "*i64", "scalars": "*fp32", "num_rows": "i32"}
+    constants = engine.constants("adamod", dtype, NUM_SCALARS)
+    if controlled:
+        signature["control"] = "*fp32"
+    else:
+        constants["control"] = None
+    return compile_ahead(engine.update_chunk, signature, constants, engine.OPTIONS, target)
 
 
 def vector_path(code: list[Instruction]) -> list[Instruction]:

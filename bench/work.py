@@ -16,14 +16,16 @@ SEED = 1
 FIRST_SLEEP = 1e-3  # seconds
 
 
-class Data(NamedTuple):
+class ValuesAndGrads(NamedTuple):
     """The values that every contestant starts with and the gradients that all are given."""
 
     values: list[Tensor]
     grads: list[Tensor]
 
     @classmethod
-    def make(cls, shapes: tuple[Shape, ...], dtype: torch.dtype, device: torch.device) -> Data:
+    def make(
+        cls, shapes: tuple[Shape, ...], dtype: torch.dtype, device: torch.device
+    ) -> ValuesAndGrads:
         generator = torch.Generator(device).manual_seed(SEED)
 
         def tensors() -> list[Tensor]:
@@ -42,7 +44,7 @@ class Work:
         Exception: whatever the contestant raises when it is made.
     """
 
-    def __init__(self, contestant: Contestant, data: Data, copies: int = 1) -> None:
+    def __init__(self, contestant: Contestant, data: ValuesAndGrads, copies: int = 1) -> None:
         self.contestant = contestant
         self.copies = copies
         self.sleep = FIRST_SLEEP  # for a GPU's clock

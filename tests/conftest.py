@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-from emulation.build import build_emulated_cuda, import_extension
+from cuda_batches import Batch
+from emulation.build import build_emulated_cuda
+from torch import Tensor
 
 import adamod_fused.optimizer
 from adamod_fused import backends
@@ -62,14 +67,79 @@ class EmulatedCudaBackend(CudaBackend):
     def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return super().refuses(torch.device("cuda", 0), dtype)
 
-    def run(self, rule, table, index, device, dtype) -> None:
-        self.launch(rule, table, index, 0, dtype, 0)
+    def run(self, rule, table, index, device, dtype, control=None) -> None:
+        self.launch(rule, table, index, 0, dtype, control, 0)
+
+    def sum_squares(self, grads, device, dtype) -> Tensor:
+        return self.launch_sum_squares(grads, device, dtype, 0, 0)
 
 
 @pytest.fixture(scope="session")
-def emulated_cuda(tmp_path_factory: pytest.TempPathFactory) -> EmulatedCudaBackend:
-    out: Path = tmp_path_factory.mktemp("emulated")
-    return EmulatedCudaBackend(import_extension(build_emulated_cuda(out)))
+def built_emulation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The extension module ``_cuda``, its engine compiled for the host."""
+    return build_emulated_cuda(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture(scope="session")
+def emulated_cuda(built_emulation: Path) -> EmulatedCudaBackend:
+    from bench.extension import import_extension
+
+    return EmulatedCudaBackend(import_extension(built_emulation))
+
+
+@pytest.fixture(scope="session")
+def emulated(
+    built_emulation: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[ModuleType, ctypes.CDLL]:
+    """The module and, as ``runtime``, the stand-in runtime inside it.
+
+    From a copy of the file, and so with a queue and buffers that no other test has used.
+    """
+    from bench.extension import import_extension
+
+    path = Path(shutil.copy(built_emulation, tmp_path_factory.mktemp("emulated_alone")))
+    return import_extension(path), ctypes.CDLL(str(path))
+
+
+@pytest.fixture
+def engine(emulated):
+    return emulated[0]
+
+
+@pytest.fixture
+def runtime(emulated):
+    runtime = emulated[1]
+    runtime.emulation_set_lazy(True)
+    yield runtime
+    runtime.emulation_end_capture()
+    runtime.emulation_synchronize()
+    runtime.emulation_set_lazy(False)
+    Batch.enqueued.clear()
+    runtime.emulation_set_machine(13000, 2, 90)
+
+
+@pytest.fixture
+def little_effort(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The benchmark with as few steps and as little memory as it can do with."""
+    from bench import plan, roofline, run
+    from bench.measure import Effort
+
+    monkeypatch.setattr(plan, "EFFORT", {"cpu": Effort(seconds=1e-9, rounds=2)})
+    monkeypatch.setattr(roofline, "LARGEST", {"cpu": 1 << 20})
+    monkeypatch.setattr(run, "SECONDS_TO_FINISH", 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine several would wait for each other
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def emulated_as_cuda(
+    emulated_cuda: EmulatedCudaBackend, monkeypatch: pytest.MonkeyPatch
+) -> EmulatedCudaBackend:
+    """The backend of the name "cuda" is the emulated one, for tensors of the CPU."""
+    monkeypatch.setitem(backends._BACKENDS, "cuda", emulated_cuda)
+    return emulated_cuda
 
 
 # A kernel is a backend, its device and, on the CPU, the instruction set it is held to.
@@ -88,7 +158,6 @@ def kernel(
         backend.instruction_set = variant
         monkeypatch.setitem(backends._BACKENDS, "cpu", backend)
     elif variant == "emulated":
-        get: Callable[[str], EmulatedCudaBackend] = request.getfixturevalue
-        monkeypatch.setitem(backends._BACKENDS, "cuda", get("emulated_cuda"))
+        request.getfixturevalue("emulated_as_cuda")
     device = torch.device("cpu" if variant else "cuda")
     return name, device

@@ -1,4 +1,5 @@
-"""What compute-sanitizer watches: steps of both GPU backends, or on request one planted error.
+"""What compute-sanitizer watches: steps of both GPU backends, steps that the GPU counts and sums of
+squares of the CUDA engine, or on request one planted error.
 
 Run with PYTORCH_NO_CUDA_MEMORY_CACHING=1, so that no tensor has room beyond its last element.
 """
@@ -10,6 +11,7 @@ from importlib.util import find_spec
 
 import torch
 from cases import DTYPES, SIZES
+from test_gpu_control import OnGpu, Sum, random
 from twins import GPU, Twins, tensors
 
 from adamod_fused.backends import extension
@@ -28,6 +30,20 @@ def steps() -> None:
         twins = Twins(backend, tensors([5] * 700, torch.float32, seed=2))
         twins.step(2)
         twins.check(f"on {backend}, many")
+
+
+def counts_and_sums() -> None:
+    """Scalars prepared beside the table, and segments that end where their tensor does."""
+    batch = OnGpu("float32")
+    for _ in range(2):
+        batch.step()
+        batch.expect_counted()
+    batch.check()
+    for dtype in ("float32", "bfloat16", "float16"):
+        for offset in range(3):
+            total = Sum(random(SIZES, dtype, offset), dtype)
+            total.enqueue()
+            total.check()
 
 
 def faulty_step(fault: str) -> None:
@@ -49,4 +65,5 @@ if __name__ == "__main__":
         faulty_step(fault)
     if not sys.argv[1:]:
         steps()
+        counts_and_sums()
         print("all steps done")

@@ -150,14 +150,18 @@ def test_a_part_that_was_not_built_says_how_to_build_it(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-def test_csrc_and_python_agree_on_a_rules_scalars_and_states(rule) -> None:
-    scalars, states = extension.core.rules[rule.name]
+def test_csrc_and_python_agree_on_a_rule(rule) -> None:
+    scalars, states, hyperparameters = extension.core.rules[rule.name]
     assert (scalars, states) == (len(rule.Scalars._fields), len(rule.states))
     header = (ROOT / "csrc" / "rules" / f"{rule.name}.h").read_text()
-    body = re.search(r"struct Scalars \{(.*?)\n  \};", header, re.DOTALL)[1]
-    declared = re.findall(r"\bT ([\w, ]+);", re.sub(r"//.*", "", body))
-    names = [name.strip() for line in declared for name in line.split(",")]
-    assert tuple(names) == rule.Scalars._fields
+
+    def members(struct: str, kind: str) -> list[str]:
+        body = re.search(rf"struct {struct} \{{(.*?)\n  \}};", header, re.DOTALL)[1]
+        declared = re.findall(rf"\b{kind} ([\w, ]+);", re.sub(r"//.*", "", body))
+        return [name.strip() for line in declared for name in line.split(",")]
+
+    assert tuple(members("Scalars", "T")) == rule.Scalars._fields
+    assert len(members("Hyperparameters", "double")) == hyperparameters
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)

@@ -283,6 +283,15 @@ def test_bad_parameters_are_refused_by_the_constructor(
         AdaMod([{"params": good}, {"params": [param]}] if as_group else [*good, param], **OPTIONS)
 
 
+def test_a_parameter_that_becomes_a_lazily_negated_view(backend: str) -> None:
+    s = ClassSetting(backend)
+    s.bad.data = torch._neg_view(s.bad.detach().clone())
+    before = s.bad.detach().clone()
+    with pytest.raises(ValueError, match=f"{WHO} is a lazily negated view; .*resolve_neg"):
+        s.run()
+    assert torch.equal(s.bad, before)
+
+
 @pytest.mark.parametrize("which", ["param", "grad", "exp_avg_sq"])
 def test_freed_memory_is_not_read(which: str, backend: str) -> None:
     """Sharded training frees storages and gives them back; a step in between would crash."""

@@ -13,6 +13,7 @@ from typing import Any
 import bench_records
 import pytest
 
+from adamod_fused.demo.style import STYLE
 from bench import __main__, figures, record, style
 from bench.record import Record
 
@@ -35,7 +36,7 @@ def drawn(make: Any, made: Record) -> Any:
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with mpl.rc_context(style.STYLE):
+    with mpl.rc_context(STYLE):
         figure = make(made)
         FigureCanvasAgg(figure).draw()
     return figure

@@ -25,7 +25,9 @@ LAST = len(SHAPES) - 1
 WHOLE = 30_000_000
 """Elements of the longest list that is gated whole here; longer ones take seconds and gigabytes."""
 SHRUNK = 2048
-"""Elements of the largest tensor of any other."""
+"""Elements that the tensors of any other may have, ..."""
+LONG = 1 << 18
+"""... but for the largest: several claims of a CPU's thread (csrc/engine/cpu.cpp: 2^15 or more)."""
 
 
 @pytest.fixture(autouse=True)
@@ -37,30 +39,47 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def shrunk(shape: Shape) -> Shape:
-    """The largest dimension halved until at most SHRUNK elements are left: as many dimensions."""
+def shrunk(shape: Shape, most: int) -> Shape:
+    """The largest dimension halved until at most ``most`` elements are left: as many dimensions."""
     sizes = list(shape)
-    while math.prod(sizes) > SHRUNK:
+    while math.prod(sizes) > most:
         largest = sizes.index(max(sizes))
         sizes[largest] = (sizes[largest] + 1) // 2
     return tuple(sizes)
+
+
+def shrunk_list(shapes: tuple[Shape, ...]) -> tuple[Shape, ...]:
+    """All tensors, but fewer elements in each; the largest still spans many chunks of a kernel."""
+    largest = max(range(len(shapes)), key=lambda i: math.prod(shapes[i]))
+    return tuple(shrunk(shape, LONG if i == largest else SHRUNK) for i, shape in enumerate(shapes))
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_shrunk_list_still_has_a_tensor_of_many_chunks(name: str) -> None:
+    shapes = LISTS[name].shapes
+    found = shrunk_list(shapes)
+    assert [len(shape) for shape in found] == [len(shape) for shape in shapes]
+    sizes = sorted(map(math.prod, found))
+    assert sizes[-1] >= min(LONG // 2, max(map(math.prod, shapes)))
+    assert sizes[-2:-1] <= [SHRUNK]
+    assert sizes[-1] <= LONG
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", LISTS)
 def test_ours_passes_on_every_list(name: str, dtype: torch.dtype, backend: str) -> None:
-    """Whole in float32 where that is cheap; else with all tensors, but fewer elements in each."""
+    """Whole in float32 where that is cheap, else shrunk."""
     shapes = LISTS[name].shapes
     if dtype != torch.float32 or LISTS[name].numel > WHOLE:
-        shapes = tuple(map(shrunk, shapes))
+        shapes = shrunk_list(shapes)
     device = torch.device("cpu" if backend == "cpu" else "cuda")
     assert gate.differs(ours(backend), shapes, dtype, device) is None
 
 
 def test_settings_take_both_sides_of_the_bound_and_every_number_stays_finite() -> None:
     """Equality would prove little if min(eta, s) always picked the same side, or were NaN."""
-    data = gate.Data([(10_000,)], torch.float32, CPU)
+    data = gate.PiecewiseNumbers([(10_000,)], torch.float32, CPU)
     shares = []  # of the elements that the bound holds
     for step in range(1, len(gate.SETTINGS) + 1):
         tensors = gate._reference(data, 0, step)
@@ -96,7 +115,7 @@ def test_pieces_hold_every_element_once_in_order(
 
 
 def test_no_piece_has_the_numbers_of_another() -> None:
-    data = gate.Data([(3 * gate.PIECE,)], torch.float32, CPU)
+    data = gate.PiecewiseNumbers([(3 * gate.PIECE,)], torch.float32, CPU)
     firsts = [data.piece(index, step)[:100] for index in range(3) for step in range(4)]
     for i, first in enumerate(firsts):
         for other in firsts[:i]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 import bench_records
 import pytest
 
-from bench import fits
+from adamod_fused.console import PlainConsole
+from bench import fits, report
 from bench.record import Record, Spread, load, save, validate
 
 
@@ -75,13 +77,20 @@ def test_the_fields_are_those_that_readers_of_records_know(record: Record) -> No
     assert set(data["results"][0]) == {
         *("list", "contestant", "dtype", "step_ms", "wall_us", "host_us", "host_us_per_tensor"),
         *("kernel_us", "bytes_per_param", "GB_per_s", "share_of_copy", "over_adam"),
-        *("state_bytes_per_param", "peak_bytes", "launches"),
+        *("state_bytes_per_param", "peak_bytes", "launches", "host_in_step", "in_cache"),
     }
     assert set(data["fits"][0]) == {
         *("contestant", "dtype", "against", "slope_ns", "intercept_us", "r_squared", "points"),
     }
     assert set(data["left_out"][0]) == {"list", "contestant", "dtype", "reason"}
     assert set(data["results"][0]["step_ms"]) == {"median", "q1", "q3", "min", "max", "n"}
+
+
+def test_records_may_be_older_than_fields_with_a_default(record: Record) -> None:
+    data = as_json(record)
+    for result in data["results"]:
+        del result["host_in_step"], result["in_cache"]
+    assert validate(data) == record
 
 
 def without(name: str) -> Callable[[Any], None]:
@@ -116,6 +125,7 @@ WRONG = [
     (at("results", 1, value=3), r"record.results\[1\] must be an object, got 3"),
     (at("results", 1, "GB_per_s", value="90"), r"results\[1\].GB_per_s must be a finite .* '90'"),
     (at("results", 1, "GB_per_s", value=float("inf")), r"results\[1\].GB_per_s .* got inf"),
+    (at("results", 1, "in_cache", value=1), r"results\[1\].in_cache must be true .* got 1"),
     (at("results", 1, "launches", value=1.5), r"results\[1\].launches must be a whole .* got 1.5"),
     (at("results", 1, "step_ms", value=None), r"results\[1\].step_ms must be an object, got None"),
     (
@@ -207,3 +217,15 @@ def test_on_a_gpu_tensors_cost_what_host_and_device_take_together() -> None:
     assert fits.cost_us(with_wall, "tensors") == 77.0
     assert fits.cost_us(with_wall, "elements") == result.step_ms.median * 1e3
     assert fits.cost_us(result, "tensors") == result.step_ms.median * 1e3
+
+
+def test_what_a_step_holds_or_finds_in_the_cache_is_shown(capsys: pytest.CaptureFixture) -> None:
+    foreach = bench_records.result("small-10000", "torch Adam foreach")
+    made = bench_records.result("small-10000", "adamod_fused cuda", in_cache=True)
+    both = replace(foreach, host_in_step=True, in_cache=True)
+    report.print_record(PlainConsole(), bench_records.record([made, both], device="cuda"))
+    shown = capsys.readouterr().out
+    assert re.search(r"^torch Adam foreach .*  host in step, in cache$", shown, re.MULTILINE)
+    assert re.search(r"^adamod_fused cuda .*  in cache$", shown, re.MULTILINE)
+    report.print_record(PlainConsole(), bench_records.record([replace(made, in_cache=False)]))
+    assert "notes" not in capsys.readouterr().out

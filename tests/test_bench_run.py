@@ -1,53 +1,26 @@
-"""A run of the benchmark: its order, its gate, what stops it, and what it leaves behind."""
+"""A run of the benchmark: its order, its gate, and its record."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from bench_command import BOTH, OURS, bench
 
-import adamod_fused
 from adamod_fused import AdaMod
 from adamod_fused.extras import installed
-from bench import __main__, gate, plan, record, roofline, run
+from bench import __main__, gate, record, roofline, run
 from bench.clocks import CpuClock
-from bench.contestants import BASELINE, NAMES, SLOW_START, Contestant, contestants
-from bench.lists import LISTS
-from bench.measure import Comparison, Effort
-from bench.record import LeftOut, Record
+from bench.contestants import BASELINE, Contestant, contestants
+from bench.measure import Comparison
+from bench.record import LeftOut
+
+pytestmark = pytest.mark.usefixtures("little_effort")
 
 CPU = torch.device("cpu")
-OURS = "adamod_fused cpu"
-BOTH = f"{OURS},{BASELINE}"
 FIGURES = {"bench-cpu-size.png", "bench-cpu-host.png"}
-ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(autouse=True)
-def little_effort(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(plan, "EFFORT", {"cpu": Effort(seconds=1e-9, rounds=2)})
-    monkeypatch.setattr(roofline, "LARGEST", {"cpu": 1 << 20})
-    monkeypatch.setattr(run, "SECONDS_TO_FINISH", 0)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine several would wait for each other
-    yield
-    torch.set_num_threads(before)
-
-
-def bench(out: Path, *arguments: str, lists: str = "tensors-10") -> tuple[int, Record]:
-    """The exit code of a run on a few lists, and its record."""
-    options = ["--out", str(out), "--lists", lists, "--dtypes", "float32"]
-    code = __main__.main(["--device", "cpu", *options, *arguments])
-    return code, record.load(out / "bench-cpu.json")
 
 
 def test_a_run_records_prints_and_draws(tmp_path: Path, capsys: Any) -> None:
@@ -219,222 +192,6 @@ def test_groups_are_measured_one_after_another(
     assert seen == [("size-1e6", [BASELINE, other]) for other in others]
     assert [r.contestant for r in made.results] == [BASELINE, *others]
     assert all(r.over_adam for r in made.results)
-
-
-LISTS_OF_STOPPED = "tensors-1,tensors-10,tensors-100,size-1e3"
-
-
-@pytest.mark.parametrize("where", ["make_grads", "record"])
-def test_ctrl_c_leaves_a_record_of_what_was_measured(
-    where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
-) -> None:
-    round_, save = Comparison.round, record.save
-
-    def interrupted_round(self: Comparison) -> None:
-        if self._params.name == "tensors-100":
-            raise KeyboardInterrupt
-        round_(self)
-
-    def interrupted_save(made: Record, path: Path) -> None:
-        if len(made.results) == 6 and not made.left_out:
-            path.with_suffix(".partial").write_text("{")
-            raise KeyboardInterrupt
-        save(made, path)
-
-    if where == "record":
-        monkeypatch.setattr(record, "save", interrupted_save)
-    else:
-        monkeypatch.setattr(Comparison, "round", interrupted_round)
-    code, made = bench(tmp_path, "--contestants", BOTH, lists=LISTS_OF_STOPPED)
-    assert code == 130
-    assert not made.complete
-    assert {r.list for r in made.results} >= {"tensors-1", "tensors-10"}
-    reasons = {(entry.list, entry.contestant): entry.reason for entry in made.left_out}
-    assert reasons["size-1e3", run.EVERYONE] == "stopped by Ctrl-C"
-    assert "stopped by Ctrl-C" in capsys.readouterr().out
-    assert not list(tmp_path.glob("*.partial"))
-
-
-def test_a_run_stops_by_itself_in_time(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
-) -> None:
-    def endless(contestant: Contestant, shapes: Any, *_: Any) -> None:
-        while len(shapes) == 100:
-            with contextlib.suppress(Exception):  # as a careless library
-                time.sleep(60)
-
-    monkeypatch.setattr(gate, "differs", endless)
-    start = time.monotonic()
-    code, made = bench(tmp_path, "--contestants", BOTH, "--minutes", "0.05", lists=LISTS_OF_STOPPED)
-    assert time.monotonic() - start < 20
-    assert code == 0
-    assert not made.complete
-    assert {r.list for r in made.results} == {"tensors-1", "tensors-10"}
-    assert [(entry.list, entry.reason) for entry in made.left_out] == [
-        ("tensors-100", "--minutes 0.05 were over"),
-        ("size-1e3", "--minutes 0.05 were over"),
-    ]
-    assert "--minutes 0.05 were over" in capsys.readouterr().out
-    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
-
-
-def test_the_alarm_rings_again_where_a_library_swallowed_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(run, "SECONDS_TO_RING_AGAIN", 0.1)
-
-    def sleep_twice() -> None:
-        with run._alarm(minutes=0.001):
-            with contextlib.suppress(BaseException):
-                time.sleep(60)
-            time.sleep(60)
-
-    with pytest.raises(run.OutOfTime):
-        sleep_twice()
-
-
-def test_without_matplotlib_the_figures_can_be_drawn_later(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
-) -> None:
-    monkeypatch.setattr(__main__, "installed", lambda package: False)
-    code, _ = bench(tmp_path, "--contestants", BASELINE, lists="size-1e3,size-1e4")
-    path = tmp_path / "bench-cpu.json"
-    assert code == 0
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    shown = capsys.readouterr().out
-    assert "matplotlib is missing: pip install" in shown
-    assert f"python -m bench figures {path}" in shown
-    assert __main__.main(["figures", str(path)]) == 2
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("--lists gpt5", "no list is called 'gpt5'; there are gpt2-124m, "),
-        ("--lists resnet50,", "no list is called ''"),
-        ("--contestants Adam", "no contestant is called 'Adam'; there are adamod_fused cpu, "),
-        ("--dtypes float8", "no dtype is called 'float8'; there are float32, bfloat16, "),
-        ("--minutes 0", "must be a positive number, got 0"),
-        ("--minutes soon", "must be a positive number, got soon"),
-        ("--minutes inf", "must be a positive number, got inf"),
-        ("--device tpu", "invalid choice: 'tpu'"),
-        ("--fast", "unrecognized arguments: --fast"),
-        ("--out {file}", "File exists"),
-        ("--out {file}/below", "Not a directory"),
-        ("draw", "invalid choice: 'draw'"),
-        ("figures", "RECORD"),
-        ("figures none.json", "No such file"),
-        ("figures {file}", "file: "),
-    ],
-)
-def test_bad_input_exits_2_before_any_work(
-    arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run.Run, "go", lambda self: pytest.fail("it went to work"))
-    with pytest.raises(SystemExit) as stopped:
-        __main__.main(arguments.format(file="file").split())
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_named(tmp_path: Path, capsys: Any) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        __main__.main(["--device", "cuda", "--out", str(tmp_path / "out")])
-    assert stopped.value.code == 2
-    assert "torch can use no GPU here" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-FP32, BF16 = torch.float32, torch.bfloat16
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_what_matters_most_comes_first(device: str) -> None:
-    jobs = plan.jobs(device, [FP32, BF16])
-    assert len(set(jobs)) == len(jobs)
-    names = [job.params.name for job in jobs]
-    first = plan.FIRST[device]
-    assert jobs[:4] == [plan.Job(LISTS[name], FP32) for name in first]
-    sweeps = [job for job in jobs if job.params.name.startswith(("size-", "tensors-"))]
-    assert jobs[4 : 4 + len(sweeps)] == sweeps
-    assert jobs[4 + len(sweeps) :][:4] == [plan.Job(LISTS[name], BF16) for name in first]
-    assert {job.dtype for job in sweeps} == {FP32}
-    largest = {"cpu": "size-1e8", "cuda": "size-1e9"}[device]
-    assert [job.params.name for job in sweeps][:-5][-1] == largest
-    for name, params in LISTS.items():
-        assert names.count(name) == (2 if device in params.devices else 0)
-
-
-def test_what_launches_for_every_tensor_gets_few_tensors_on_a_gpu() -> None:
-    slow = Contestant("", "", lambda _: None, lambda *_: None, one_by_one=True)
-    few, many = (plan.Job(LISTS[name], FP32) for name in ("gpt2-124m", "small-10000"))
-    assert plan.unfit(slow, few, torch.device("cuda")) is None
-    assert "each of 10,000 tensors" in plan.unfit(slow, many, torch.device("cuda"))
-    assert plan.unfit(slow, many, CPU) is None
-
-
-def test_a_quick_run_is_short_and_stops_within_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings: list[Any] = []
-
-    def stop(given: Any, *_: Any) -> None:
-        settings.append(given)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(__main__, "Run", stop)
-    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: None)
-    assert __main__.main(["--device", "cpu", "--quick"]) == 130
-    assert __main__.main(["--device", "cpu", "--quick", "--minutes", "2"]) == 130
-    quick, longer = settings
-    assert (quick.quick, quick.minutes, longer.minutes) == (True, 1, 2)
-    assert quick.effort == plan.QUICK_EFFORT
-    assert {job.dtype for job in quick.jobs} == {FP32}
-    assert sum(job.params.numel for job in quick.jobs) < 30e6
-    assert {job.params.name for job in quick.jobs} >= {"resnet50", "size-1e6", "tensors-1000"}
-    # What compiles for long is not made at all, and named as absent.
-    assert {*quick.contestants} == {*NAMES} - {*SLOW_START} == {*NAMES} - {*quick.absent}
-
-
-def test_contestants_that_compile_for_each_shape_get_few_shapes() -> None:
-    slow = Contestant(
-        "", "", lambda _: None, lambda *_: None, slow_start="it compiles", slow_for_each_shape=True
-    )
-    fit = plan.Job(LISTS["small-1000"], FP32)
-    unfit = plan.Job(LISTS["resnet50"], FP32)
-    assert plan.unfit(slow, fit, CPU) is None
-    assert plan.unfit(slow, unfit, CPU) == "it compiles; the list has 28 shapes"
-    assert plan.unfit(slow, unfit, CPU, patient=True) is None
-
-
-def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
-    """From another folder, the package and the benchmark on two paths, as `make gpu` has it."""
-    package = Path(adamod_fused.__file__).resolve().parent.parent
-    environment = {"PYTHONSAFEPATH": "1", "PYTHONPATH": f"{package}{os.pathsep}{ROOT}"}
-    environment["OMP_NUM_THREADS"] = "1"
-    command = [sys.executable, "-m", "bench", "--device", "cpu", "--out", "out"]
-    command += ["--contestants", BOTH, "--lists", "tensors-10,size-1e6,size-1e7,gpt2-124m"]
-    with subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if line.startswith("tensors-10 float32: "):
-                process.send_signal(signal.SIGINT)
-        code = process.wait(timeout=60)
-    assert code == 130, "".join(lines)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    made = record.load(tmp_path / "out" / "bench-cpu.json")
-    assert not made.complete
-    assert "tensors-10" in {r.list for r in made.results}
-    assert any(entry.reason == "stopped by Ctrl-C" for entry in made.left_out)
 
 
 @pytest.mark.gpu

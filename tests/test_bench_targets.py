@@ -198,6 +198,30 @@ def test_what_is_not_measured_says_why(made: Record, reason: str) -> None:
     assert not verdict.falls_short
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"quick": True}, "quick"),
+        ({"complete": False}, "incomplete"),
+        ({"quick": True, "complete": False}, "quick, incomplete"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_quick_or_incomplete_record_meets_nothing_silently(
+    changes: dict[str, bool], words: str, tmp_path: Path, capsys: Any
+) -> None:
+    made = changed(with_bf16(), "gpt2-124m", CPU, "float32", over_adam=1.251)
+    record.save(replace(made, **changes), tmp_path / "record.json")
+    assert __main__.main(["check", str(tmp_path / "record.json")]) == 1
+    shown = capsys.readouterr().out
+    measured = sum(t.device == "cpu" for t in TARGETS)
+    assert shown.splitlines()[0].endswith(f", {words}")
+    assert shown.count(f"  met ({words})\n") == measured - 1
+    assert shown.count(f"  SHORT ({words})\n") == 1
+    assert "  met\n" not in shown
+    assert f"; {measured} are of quick or incomplete records; " in shown
+
+
 def test_by_default_the_stored_records_are_checked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:

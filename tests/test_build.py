@@ -20,7 +20,7 @@ import pytest
 pytestmark = pytest.mark.build
 
 ROOT = Path(__file__).resolve().parent.parent
-CARRIED = ["csrc", "triton_kernels", "adamod_fused", "tests", "bench"]
+CARRIED = ["csrc", "triton_kernels", "adamod_fused", "tests", "bench", "examples"]
 
 # Stands in for c++ and nvcc: logs its arguments and writes what -o names.
 FAKE_COMPILER = """#!/bin/sh

@@ -7,14 +7,25 @@ import doctest
 import inspect
 import re
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 
 import adamod_fused.adamod
-from adamod_fused import AdaMod, functional
+import adamod_fused.checkpoint.conversion
+from adamod_fused import AdaMod, checkpoint, functional
+
+DOCUMENTED = [
+    AdaMod,
+    functional.adamod,
+    checkpoint.convert,
+    checkpoint.export,
+    checkpoint.to_tensors,
+    checkpoint.from_tensors,
+]
 
 
-@pytest.mark.parametrize("documented", [AdaMod, functional.adamod], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("documented", DOCUMENTED, ids=lambda d: d.__name__)
 def test_documented_defaults_are_those_of_the_signature(documented: Callable) -> None:
     text = inspect.getdoc(documented)
     arguments = re.search(r"\nArgs:\n(.*?)\n\n", text, re.DOTALL).group(1)
@@ -29,7 +40,8 @@ def test_documented_defaults_are_those_of_the_signature(documented: Callable) ->
             assert ast.literal_eval(stated.group(1)) == parameter.default, name
 
 
-def test_the_example_in_the_documentation_runs() -> None:
-    failed, attempted = doctest.testmod(adamod_fused.adamod)
+@pytest.mark.parametrize("module", [adamod_fused.adamod, adamod_fused.checkpoint.conversion])
+def test_the_examples_in_the_documentation_run(module: ModuleType) -> None:
+    failed, attempted = doctest.testmod(module)
     assert attempted >= 5
     assert failed == 0

@@ -39,6 +39,7 @@ GRAD_LAYOUTS = LAYOUTS | {
     "expanded": lambda x: x[:1, :, :1].expand(x.shape),
     "expanded from one": lambda x: x[0, 0, 0, 0].expand(x.shape),
     "half expanded": lambda x: x[:, :1].expand(x.shape),
+    "negated": lambda x: torch._neg_view(-x),
 }
 
 
@@ -46,7 +47,7 @@ GRAD_LAYOUTS = LAYOUTS | {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_layouts_give_what_contiguous_tensors_give(
-    layout: str, grad_layout: str, dtype: torch.dtype
+    layout: str, grad_layout: str, dtype: torch.dtype, reader: None
 ) -> None:
     values = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3)).to(dtype)
     param, twin = nn.Parameter(LAYOUTS[layout](values)), nn.Parameter(values.clone())

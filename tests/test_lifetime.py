@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 
 import pytest
@@ -47,6 +48,75 @@ def test_a_gradient_that_lives_only_as_long_as_it_is_held(backend: str) -> None:
     assert_same_bits(made, plain)
 
 
+class Rude(torch.nn.Parameter):
+    """A parameter that calls ``on_read`` before it gives its gradient."""
+
+    on_read = staticmethod(lambda: None)
+
+    @property
+    def grad(self):
+        self.on_read()
+        return self.main_grad
+
+
+def test_states_dropped_while_a_gradient_is_read() -> None:
+    """Reading one gradient drops the states of all: this step is done with those it began with."""
+    values = [torch.randn(100) for _ in range(12)]
+    plain = [torch.nn.Parameter(value.clone()) for value in values]
+    rude = [Rude(value.clone()) for value in values]
+    optimizers = [AdaMod(params, **OPTIONS, backend="cpu") for params in (plain, rude)]
+    for step in range(3):
+        set_random_grads(plain, step)
+        for twin, param in zip(plain, rude, strict=True):
+            param.main_grad = twin.grad
+        if step == 2:
+            states = [weakref.ref(t) for p in rude for t in optimizers[1].state[p].values()]
+            rude[0].on_read = optimizers[1].state.clear
+        for optimizer in optimizers:
+            optimizer.step()
+    assert not any(state() is not None for state in states)
+    for param, twin in zip(rude, plain, strict=True):
+        assert_same_bits(param, twin)
+
+
+def test_a_step_inside_a_step_is_refused(backend: str) -> None:
+    param = Rude(torch.randn(5))
+    param.main_grad = torch.randn(5)
+    optimizer = AdaMod([param], **OPTIONS, backend=backend)
+    optimizer.step()
+    before = param.detach().clone()
+    param.on_read = optimizer.step
+    with pytest.raises(RuntimeError, match="while this optimizer is stepping"):
+        optimizer.step()
+    assert_same_bits(param, before)
+    param.on_read = lambda: None
+    optimizer.step()
+    assert optimizer.state[param]["step"] == 2
+
+
+def test_a_step_by_another_thread_meanwhile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = random_params((4,))
+    optimizer = AdaMod(params, **OPTIONS, backend="cpu")
+    set_random_grads(params, 0)
+    run, refused = CpuBackend.run, []
+
+    def step_beside() -> None:
+        with pytest.raises(RuntimeError, match="by another thread"):
+            optimizer.step()
+        refused.append(True)
+
+    def run_beside_another(*arguments) -> None:
+        thread = threading.Thread(target=step_beside)
+        thread.start()
+        thread.join(30)
+        run(*arguments)
+
+    monkeypatch.setattr(CpuBackend, "run", run_beside_another)
+    optimizer.step()
+    assert refused == [True]
+    assert optimizer.state[params[0]]["step"] == 1
+
+
 def test_what_a_kernel_reads_is_held_until_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """The launch lets other Python threads run; here what they might drop is dropped for them."""
     params = random_params((4,), (2, 3))
@@ -57,11 +127,11 @@ def test_what_a_kernel_reads_is_held_until_it_is_done(monkeypatch: pytest.Monkey
     tensors = [weakref.ref(t) for p in params for t in (p.grad, *optimizer.state[p].values())]
     run = CpuBackend.run
 
-    def drop_and_run(self, rule, table, index, device, dtype) -> None:
+    def drop_and_run(*arguments) -> None:
         optimizer.state.clear()
         optimizer.zero_grad()
         assert all(tensor() is not None for tensor in tensors)
-        run(self, rule, table, index, device, dtype)
+        run(*arguments)
 
     monkeypatch.setattr(CpuBackend, "run", drop_and_run)
     optimizer.step()
@@ -134,10 +204,10 @@ def test_a_failing_launch_leaves_steps_that_fit_their_parameters(monkeypatch) ->
     optimizer = AdaMod([single, double], **OPTIONS, backend="cpu")
     run = CpuBackend.run
 
-    def fail(self, rule, table, index, device, dtype) -> None:
+    def fail(self, rule, table, index, device, dtype, control) -> None:
         if dtype == torch.float64:
             raise RuntimeError("out of luck")
-        run(self, rule, table, index, device, dtype)
+        run(self, rule, table, index, device, dtype, control)
 
     monkeypatch.setattr(CpuBackend, "run", fail)
     set_random_grads([single, double], 0)

@@ -1,10 +1,11 @@
 """What nvcc makes of the CUDA engine, read from its output: no GPU needed, only the compiler.
 
 One pass over memory is a claim about machine code: in every kernel each stream is loaded and
-stored once, 128 bits at a time, and besides the table nothing else is. One rounding per operation
-is a claim about PTX: ptxas may fuse a multiplication with an addition only where neither names its
-rounding, as ``.rn`` does (PTX ISA, add and mul of floating point). In machine code it could not be
-told: the exact division and square root are themselves made of fused instructions.
+stored once, 128 bits at a time, and besides the table and the step's control nothing else is. One
+rounding per operation is a claim about PTX: ptxas may fuse a multiplication with an addition only
+where neither names its rounding, as ``.rn`` does (PTX ISA, add and mul of floating point). In
+machine code it could not be told: the exact division and square root are themselves made of fused
+instructions.
 
 Speed is not told by machine code, but what it rests on is: how much a thread has to do for an
 element, and how many bytes all resident threads wait for at once.
@@ -25,21 +26,30 @@ from bench.occupancy import NEEDED_IN_FLIGHT
 
 pytestmark = pytest.mark.build
 
-# Of each rule: how many states and scalars it has, and what it computes for one element.
+# Of each rule: how many states and scalars it has, and what is computed for one element, the
+# product with the step's grad_scale among it.
 RULES = {
     "AdaMod": {
         "states": 3,
         "scalars": 12,
-        "operations": {"mul": 12, "add": 4, "sub": 1, "div": 1, "sqrt": 1},
+        "operations": {"mul": 13, "add": 4, "sub": 1, "div": 1, "sqrt": 1},
     },
 }
 ITEMSIZES = kernels.ITEMSIZES
-KERNELS = sorted(Kernel(*names) for names in product(RULES, ITEMSIZES, ("Value", "Address")))
+KERNELS = sorted(
+    [Kernel(*names) for names in product(RULES, ITEMSIZES, ("Value", "Address"))]
+    + [Kernel(rule, "", "", "prepare") for rule in RULES]
+    + [Kernel("", *names, "segments") for names in product(ITEMSIZES, ("Value", "Address"))]
+    + [Kernel("", "", "", "total")]
+)
 
 # Instructions of the vector loop per element, the most on any architecture with nvcc 13.0, and 5 %
-# for another compiler's taste. sm_75 rounds to bfloat16 with integer instructions.
-MOST_INSTRUCTIONS = {"Float32": 55.5 * 1.05, "Float16": 56.8 * 1.05, "BFloat16": 56.4 * 1.05}
-MOST_INSTRUCTIONS_OF = {("75", "BFloat16"): 70.1 * 1.05}
+# for another compiler's taste. One is the product with grad_scale; it added 1.0 to all, but up to
+# 1.5 on sm_75. That one rounds to bfloat16 with integer instructions.
+MOST_INSTRUCTIONS = {"Float32": 57.0 * 1.05, "Float16": 57.8 * 1.05, "BFloat16": 57.4 * 1.05}
+MOST_INSTRUCTIONS_OF = {("75", "BFloat16"): 71.5 * 1.05}
+
+ARITHMETIC = r"\b((add|sub|mul|div|sqrt|fma|mad|rcp|rsqrt)(\.\w+)*\.f(16|32|64)(x2)?)\b"
 
 
 def or_skip(find: Callable, *arguments):
@@ -77,23 +87,26 @@ def resources(compiled, sass, ptx):
     return kernels.resources(sass, ptx, machine_code.usage(compiled[1]))
 
 
-def kernels_of(listing, arch):
+def kernels_of(listing, arch, name="step"):
+    """Those of a name; with None all kernels."""
     found = {kernel: entry for (a, kernel), entry in listing.items() if a == arch}
     if not found:
         pytest.skip(f"this nvcc does not know sm_{arch}")
-    assert sorted(found) == KERNELS
+    wanted = [kernel for kernel in KERNELS if name in (kernel.name, None)]
+    found = {kernel: entry for kernel, entry in found.items() if name in (kernel.name, None)}
+    assert sorted(found) == wanted
     return found
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_no_spill_and_no_stack(compiled, arch):
-    for kernel, used in kernels_of(machine_code.usage(compiled[1]), arch).items():
+    for kernel, used in kernels_of(machine_code.usage(compiled[1]), arch, None).items():
         assert (used.stack, used.spilled) == (0, 0), kernel
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_stream_is_loaded_and_stored_once(sass, arch):
-    for (rule, storage, table), code in kernels_of(sass, arch).items():
+    for (rule, storage, table, _), code in kernels_of(sass, arch).items():
         itemsize = ITEMSIZES[storage]
         group = 16 // itemsize
         states = [4] * RULES[rule]["states"]
@@ -105,6 +118,7 @@ def test_every_stream_is_loaded_and_stored_once(sass, arch):
             for size in itemsizes:
                 expected[kind, 128] += group * size // 16  # in the body
                 expected[kind, 8 * size] += 1  # in the loop over single elements
+        expected["LDG", 32] += 2  # the step's control, where there is one
         if table == "Address":
             expected["LDG", 64] += 1  # first_chunk, in the search
             expected["LDG", 64] += 5 + len(states)  # the row's words that this rule has a use for
@@ -138,15 +152,45 @@ def test_enough_bytes_in_flight(resources, arch):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_operation_is_rounded_once(ptx, arch):
-    for (rule, storage, table), lines in kernels_of(ptx, arch).items():
-        arithmetic = Counter(
-            found[0]
-            for found in re.findall(
-                r"\b((add|sub|mul|div|sqrt|fma|mad|rcp|rsqrt)(\.\w+)*\.f(16|32|64)(x2)?)\b",
-                "\n".join(lines),
-            )
-        )
+    for (rule, storage, table, _), lines in kernels_of(ptx, arch).items():
+        arithmetic = Counter(found[0] for found in re.findall(ARITHMETIC, "\n".join(lines)))
         elements = 16 // ITEMSIZES[storage] + 1  # a group in the body, one in the other loop
         operations = RULES[rule]["operations"].items()
         expected = {f"{name}.rn.f32": elements * count for name, count in operations}
         assert arithmetic == expected, (rule, storage, table)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_scalars_are_prepared_in_float64_and_rounded_once(ptx, arch):
+    """A reciprocal is 1 over something: with .rn it is as exact as any division."""
+    operations = {"add.rn.f32"}  # the count
+    operations |= {f"{name}.rn.f64" for name in ("add", "sub", "mul", "div", "sqrt", "rcp")}
+    for kernel, lines in kernels_of(ptx, arch, "prepare").items():
+        found = {operation[0] for operation in re.findall(ARITHMETIC, "\n".join(lines))}
+        assert found <= operations, kernel
+        assert "sqrt.rn.f64" in found, kernel
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_sum_of_squares_waits_once_for_each_batch(sass, arch):
+    """Loads of the next batch stand before the first addition of the one at hand."""
+    for kernel, code in kernels_of(sass, arch, "segments").items():
+        itemsize = ITEMSIZES[kernel.storage]
+        wide, rounds = ("LDG", 4 * 8 * itemsize), 64 // (4 * itemsize)
+        batches = [
+            loop for loop in machine_code.loops(code) if machine_code.accesses(loop)[wide] == rounds
+        ]
+        # Of 16 bits a segment is two batches, whose loop a compiler may do without.
+        assert batches or itemsize == 2, kernel
+        for loop in batches:
+            first = next(i for i, line in enumerate(loop) if re.search(r"\bD(FMA|ADD)", line.text))
+            assert not machine_code.accesses(loop[first:])[wide], kernel
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_sums_are_kept_in_float64(ptx, arch):
+    """A square is exact, so that adding it by a fused operation rounds once, as adding it does."""
+    for name, allowed in (("segments", {"fma.rn.f64", "add.rn.f64"}), ("total", {"add.rn.f64"})):
+        for kernel, lines in kernels_of(ptx, arch, name).items():
+            found = {operation[0] for operation in re.findall(ARITHMETIC, "\n".join(lines))}
+            assert found == allowed, kernel

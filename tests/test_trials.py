@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from emulation.build import build_emulated_cuda, import_extension
+from emulation.build import build_emulated_cuda
 
 from adamod_fused.backends import Status
 from adamod_fused.backends.triton import TritonBackend
@@ -16,14 +17,15 @@ from adamod_fused.console import PlainConsole
 from bench import machine_code
 from bench.clocks import CpuClock
 from bench.contestants import BASELINE, contestants
+from bench.extension import import_extension
 from bench.lists import ParamList
-from bench.measure import Effort
+from bench.measure import Comparison, Effort
 from bench.plan import Job
 from bench.run import OutOfTime
 from bench.trials import __main__ as command
 from bench.trials import build
 from bench.trials.declared import CUDA, DEFAULT, TRITON, UNCHANGED, Trial
-from bench.trials.run import Run
+from bench.trials.run import TrialsRun
 
 TUNING = (machine_code.ENGINE / "cuda_tuning.h").read_text()
 MEMBERS = {
@@ -96,10 +98,10 @@ def tuned_module(tmp_path_factory):
     return import_extension(path)
 
 
-def start(seconds: float = 60) -> Run:
+def start(path: Path, seconds: float = 60) -> TrialsRun:
     clock = CpuClock()
     (baseline,), _ = contestants(clock.device, [BASELINE])
-    return Run(clock, baseline, PlainConsole(), seconds, JOBS)
+    return TrialsRun(clock, baseline, PlainConsole(), seconds, JOBS, path)
 
 
 def test_a_run(emulated_cuda, tuned_module, tmp_path, monkeypatch, capsys) -> None:
@@ -107,20 +109,20 @@ def test_a_run(emulated_cuda, tuned_module, tmp_path, monkeypatch, capsys) -> No
     emulated = type(emulated_cuda)
 
     class Wrong(emulated):
-        def run(self, rule, table, index, device, dtype) -> None:
-            super().run(rule, table, index, device, dtype)
-            super().run(rule, table, index, device, dtype)
+        def run(self, *arguments) -> None:
+            super().run(*arguments)
+            super().run(*arguments)
 
     monkeypatch.setattr("bench.trials.run.EFFORT", Effort(seconds=0.1, rounds=2))
     monkeypatch.setattr("bench.trials.run.GATE_SHAPES", (((1,), (9_000,)), ((3,),) * 600))
-    run = start()
+    run = start(tmp_path / "record.json")
     candidates = [
         (UNCHANGED, emulated_cuda),
         (CUDA[-1], emulated(tuned_module)),
         (Trial("wrong", {"groups": 2}, "It fails."), Wrong(emulated_cuda._module)),
     ]
     run.measure([(run.take("cuda", trial), backend) for trial, backend in candidates])
-    run.findings.save(tmp_path / "record.json", None)
+    run.findings.save(None)
     run.findings.print(PlainConsole(), [str(job) for job in JOBS])
 
     assert run.red
@@ -186,8 +188,33 @@ def test_the_command_stops_in_time(command_on_the_cpu, tmp_path, capsys) -> None
     assert record["stopped"] == "--minutes 0.001 were over"
 
 
-def test_a_run_stops_in_time(emulated_cuda) -> None:
-    run = start(seconds=0)
+@pytest.mark.parametrize("last", [1, 2, 3])
+def test_a_run_that_is_killed_loses_no_more_than_a_round(
+    last, emulated_cuda, tmp_path, monkeypatch
+) -> None:
+    rounds = itertools.count(1)
+    round_ = Comparison.round
+
+    def killed_after_last(self) -> None:
+        if next(rounds) > last:
+            raise SystemExit  # as far as the record goes, a SIGKILL
+        round_(self)
+
+    monkeypatch.setattr(Comparison, "round", killed_after_last)
+    monkeypatch.setattr("bench.trials.run.EFFORT", Effort(seconds=1e-9, rounds=2))
+    monkeypatch.setattr("bench.trials.run.GATE_SHAPES", (((9_000,),),))
+    run = start(tmp_path / "record.json")
+    with pytest.raises(SystemExit):
+        run.measure([(run.take("cuda", UNCHANGED), emulated_cuda)])
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["stopped"] == "it was killed, or is still running"
+    (variant,) = record["variants"]
+    steps = [timing["step_ms"]["n"] for timing in variant["timings"].values()]
+    assert steps == [[1], [2], [2, 1]][last - 1]
+
+
+def test_a_run_stops_in_time(emulated_cuda, tmp_path) -> None:
+    run = start(tmp_path / "record.json", seconds=0)
     with pytest.raises(OutOfTime):
         run.measure([(run.take("cuda", UNCHANGED), emulated_cuda)])
 

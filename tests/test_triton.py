@@ -1,143 +1,36 @@
-"""The Triton kernel in Triton's interpreter: bit for bit the reference, and nothing else touched.
-
-Triton decides at import whether it interprets, for the whole process. So pytest runs this file in a
-child process with ``TRITON_INTERPRET=1``; setting it by hand runs the tests directly.
-"""
+"""The Triton step in the interpreter: bit for bit the reference, and nothing else touched."""
 
 from __future__ import annotations
 
 import array
-import itertools
-import os
-import subprocess
-import sys
-from dataclasses import dataclass
 
 import pytest
 import torch
 from cases import DTYPES, SIZES
-from torch import Tensor
+from interpreted import INTERPRETED, InChildProcess, Interpreted
+from triton_rows import (
+    HYPERPARAMETERS,
+    Row,
+    check,
+    launch,
+    make_row,
+    rounded,
+    sample,
+    update_expected,
+    upload,
+)
 
 from adamod_fused.reference import AdaMod
 
 triton = pytest.importorskip("triton", reason="the Triton backend needs triton")
 tl = triton.language
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
 *SMALL_SIZES, LARGE = SIZES
 STEPS = 10
 
-# Distinct (hyperparameters, step) in one launch, none of them the defaults.
-HYPERPARAMETERS = [
-    dict(zip(("lr", "betas", "beta3", "eps", "weight_decay", "variant"), values, strict=True))
-    for values in [
-        (3e-3, (0.9, 0.99), 0.999, 1e-6, 0.1, "paper"),
-        (2e-2, (0.8, 0.999), 0.0, 1e-8, 0.0, "paper"),
-        (1e-4, (0.95, 0.98), 0.9999, 1e-3, 1.5, "released"),
-        (0.5, (0.0, 0.5), 0.9, 0.0, 1e-2, "released"),
-    ]
-]
 
-
-class TestInChildProcess:
+class TestInChildProcess(InChildProcess):
     __test__ = not INTERPRETED
-
-    def test_interpreted(self):
-        child = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-            env={**os.environ, "TRITON_INTERPRET": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert child.returncode == 0, child.stdout
-
-
-def float_bits(x: Tensor) -> Tensor:
-    """The bits of ``x``, every NaN made the same one."""
-    x = torch.where(x.isnan(), torch.full_like(x, torch.nan), x)
-    return x.view({2: torch.int16, 4: torch.int32}[x.element_size()])
-
-
-GUARD = 2048  # elements on either side: more than a block, so that a stray one stays inside
-
-
-class Guarded:
-    """A tensor ``offset`` elements past a 64-byte boundary, between guard zones."""
-
-    def __init__(self, values: Tensor, offset: int):
-        self.numel = values.numel()
-        storage = torch.full((self.numel + 2 * GUARD + 32,), 12345.0, dtype=values.dtype)
-        to_boundary = -storage.data_ptr() % 64 // values.element_size()
-        begin = to_boundary + GUARD + offset
-        self.tensor = storage[begin : begin + self.numel]
-        self.around = [storage[:begin], storage[begin + self.numel :]]
-        self.tensor.copy_(values)
-
-    def assert_equal(self, expected: Tensor, what: str):
-        different = (float_bits(self.tensor) != float_bits(expected)).nonzero().flatten()
-        assert not len(different), (
-            f"{what}: {len(different)} of {self.numel} differ, first at {different[0]}: "
-            f"{self.tensor[different[0]]} != {expected[different[0]]}"
-        )
-        assert all((zone == 12345.0).all() for zone in self.around), f"{what}: written outside"
-
-
-def sample(numel: int, generator: torch.Generator) -> Tensor:
-    """Values over the whole range that a squared gradient can have, subnormals and zeros too."""
-    exponents = torch.randint(-46, 6, (numel,), generator=generator)
-    values = torch.randn(numel, generator=generator) * 10.0**exponents
-    return torch.where(torch.rand(numel, generator=generator) < 0.1, torch.zeros(()), values)
-
-
-@dataclass
-class Row:
-    """One tensor of the table, and what the reference makes of it."""
-
-    streams: list[Guarded]  # param, grad, states
-    expected: list[Tensor]
-    scalars: int
-
-
-def make_row(numel, dtype, offsets, scalars, generator, num_states=3) -> Row:
-    param, grad = (sample(numel, generator).to(dtype) for _ in range(2))
-    states = [sample(numel, generator).abs() for _ in range(num_states)]
-    values = [param, grad, *states]
-    streams = [Guarded(v, offset) for v, offset in zip(values, offsets, strict=True)]
-    return Row(streams, values, scalars)
-
-
-def launch(rule: str, rows: list[Row], scalars: list[tuple[float, ...]]) -> None:
-    """One step, through the bytes that the table's owner would hand over."""
-    from adamod_fused.triton_kernels import engine
-
-    words, num_chunks = array.array("q"), 0
-    for row in rows:
-        addresses = [stream.tensor.data_ptr() for stream in row.streams]
-        numel = row.streams[0].numel
-        words.extend(addresses + [0] * (5 - len(addresses)) + [numel, num_chunks, row.scalars])
-        num_chunks += -(-numel // engine.CHUNK_SIZE)
-    floats = array.array("f", itertools.chain.from_iterable(scalars))
-    table = engine.upload(words, floats, len(scalars[0]), torch.device("cpu"))
-    engine.step(rule, rows[0].streams[0].tensor.dtype, *table, num_chunks)
-
-
-def rounded(scalars: AdaMod.Scalars) -> AdaMod.Scalars:
-    return AdaMod.Scalars(*torch.tensor(scalars, dtype=torch.float32).tolist())
-
-
-def update_expected(row: Row, scalars: AdaMod.Scalars) -> None:
-    param, grad, *states = row.expected
-    new_param, *new_states = AdaMod.update(scalars, param.float(), grad.float(), *states)
-    row.expected = [new_param.to(param.dtype), grad, *new_states]
-
-
-def check(rows: list[Row]) -> None:
-    for number, row in enumerate(rows):
-        names = ("param", "grad", *AdaMod.states)[: len(row.streams)]
-        for name, stream, expected in zip(names, row.streams, row.expected, strict=True):
-            stream.assert_equal(expected, f"row {number} of {stream.numel} elements, {name}")
 
 
 def run(rows: list[Row], first_step: int, steps: int, generator: torch.Generator) -> None:
@@ -169,51 +62,12 @@ OFFSETS = {
 }
 
 
-class TestInterpreted:
+class TestInterpreted(Interpreted):
     __test__ = INTERPRETED
-    # Overflow and NaN are among the cases; the interpreter's numpy remarks on them.
-    pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 
     @pytest.fixture
     def generator(self):
         return torch.Generator().manual_seed(20191012)
-
-    @pytest.fixture(autouse=True)
-    def ieee_bfloat16(self, monkeypatch):
-        """The interpreter truncates to bfloat16 and garbles its subnormals; GPUs do not.
-
-        test_triton_aot.py sees to it that a GPU rounds to nearest even: ``cvt.rn.bf16``.
-        """
-        from triton.runtime import interpreter
-
-        convert = interpreter._convert_float
-
-        def convert_float(x, source, target, rounding_mode):
-            if (source, target) == (tl.float32, tl.bfloat16):
-                narrow = torch.from_numpy(x.copy()).to(torch.bfloat16)
-                return narrow.view(torch.int16).numpy()
-            if (source, target) == (tl.bfloat16, tl.float32):
-                wide = torch.from_numpy(x.view("int16").copy()).view(torch.bfloat16).float()
-                return wide.numpy()
-            return convert(x, source, target, rounding_mode)
-
-        monkeypatch.setattr(interpreter, "_convert_float", convert_float)
-
-    @pytest.fixture(autouse=True)
-    def promises(self, monkeypatch):
-        """The alignments promised to the compiler, each of them checked: a GPU would fault."""
-        from triton.runtime import interpreter
-
-        promises = []
-
-        def set_attr(handle, name, values):
-            (address,) = handle.data.flatten()
-            (divisor,) = values
-            assert address % divisor == 0, f"{address:#x} is not a multiple of {divisor}"
-            promises.append(address)
-
-        monkeypatch.setattr(interpreter.TensorHandle, "set_attr", set_attr)
-        return promises
 
     @pytest.mark.parametrize("offsets", OFFSETS)
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -311,7 +165,7 @@ class TestInterpreted:
         addresses = [stream.tensor.data_ptr() - 4 * 2**31 for stream in row.streams]
         words = array.array("q", [*addresses, 2**31 + row.streams[0].numel, -missing, 0])
         scalars = rounded(AdaMod.prepare(2, maximize=False, **HYPERPARAMETERS[0]))
-        table = engine.upload(words, array.array("f", scalars), len(scalars), torch.device("cpu"))
+        table = upload(words, [scalars], torch.device("cpu"))
         engine.step("adamod", torch.float32, *table, num_chunks=2)
         update_expected(row, scalars)
         check([row])
@@ -321,7 +175,7 @@ class TestInterpreted:
         """The engine serves a rule it has never seen."""
         from adamod_fused.triton_kernels import rules
 
-        monkeypatch.setitem(rules.RULES, "momentum", rules.Rule(momentum, num_states=1))
+        monkeypatch.setitem(rules.RULES, "momentum", rules.Rule(momentum, None, num_states=1))
         offsets = OFFSETS["congruent by 3"][dtype.itemsize][:3]
         rows = [make_row(n, dtype, offsets, 1, generator, num_states=1) for n in (0, 2, 1030, 4099)]
         launch("momentum", rows, [(0.5, 0.5), (0.9375, 0.25)])

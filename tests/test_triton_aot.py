@@ -1,4 +1,4 @@
-"""The Triton kernel, compiled ahead of time: what the machine code must and must not hold.
+"""The Triton step, compiled ahead of time: what the machine code must and must not hold.
 
 Triton compiles for a target that is not there, so this needs no GPU.
 """
@@ -15,6 +15,7 @@ import torch
 triton = pytest.importorskip("triton", reason="the Triton backend needs triton")
 
 from adamod_fused.triton_kernels import engine, ieee  # noqa: E402
+from ahead_of_time import global_accesses, known_amd, need_arch  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from bench import triton_code  # noqa: E402
@@ -41,43 +42,31 @@ def fresh_cache(tmp_path_factory):
 
 @pytest.fixture(
     scope="module",
-    params=list(itertools.product(ARCHS, DTYPES)),
-    ids=lambda param: f"sm_{param[0]}-{param[1]}",
+    params=list(itertools.product(ARCHS, DTYPES, [False, True])),
+    ids=lambda param: f"sm_{param[0]}-{param[1]}{'-controlled' if param[2] else ''}",
 )
 def cuda_kernel(request, fresh_cache):
-    arch, dtype = request.param
-    try:
-        return arch, dtype, compile_kernel(dtype, GPUTarget("cuda", arch, 32))
-    except RuntimeError as error:
-        if "is not defined for option 'gpu-name'" not in str(error):
-            raise
-        pytest.skip(f"the ptxas of Triton {triton.__version__} does not know sm_{arch}")
-
-
-def global_accesses(ptx: str, operation: str) -> tuple[list[int], list[int]]:
-    """The bytes of each vector and of each single-element access of global memory."""
-    vectors, singles = [], []
-    for qualifiers in re.findall(rf"\b{operation}\.global((?:\.\w+(?:::\w+)*)+)", ptx):
-        width = int(re.search(r"\.[bfus](\d+)$", qualifiers)[1]) // 8
-        length = re.search(r"\.v(\d)\.", qualifiers)
-        (vectors if length else singles).append(width * int(length[1]) if length else width)
-    return vectors, singles
+    arch, dtype, controlled = request.param
+    need_arch(arch)
+    kernel = compile_kernel(dtype, GPUTarget("cuda", arch, 32), controlled=controlled)
+    return arch, dtype, controlled, kernel
 
 
 def test_every_stream_is_moved_once_in_128_bits(cuda_kernel):
     """Whole blocks in vectors alone; the masked path, its twin, element by element."""
-    _, dtype, kernel = cuda_kernel
+    _, dtype, controlled, kernel = cuda_kernel
     elements = engine.BLOCK_SIZE // (32 * engine.NUM_WARPS)
     states = [4] * 3
     loaded = elements * sum([dtype.itemsize, dtype.itemsize, *states])
     stored = elements * sum([dtype.itemsize, *states])
     scalars = 2 * NUM_SCALARS * 4  # a row of them in either path
     table = (8 + 1) * 8  # one row, and one column in the search for it
+    control = 2 * 4 if controlled else 0
 
     vectors, singles = global_accesses(kernel.asm["ptx"], "ld")
     assert min(vectors) >= 16
     assert sum(vectors) == loaded
-    assert sum(singles) == loaded + scalars + table
+    assert sum(singles) == loaded + scalars + table + control
 
     vectors, singles = global_accesses(kernel.asm["ptx"], "st")
     assert min(vectors) >= 16
@@ -87,7 +76,7 @@ def test_every_stream_is_moved_once_in_128_bits(cuda_kernel):
 
 
 def test_arithmetic_is_ieee(cuda_kernel):
-    _, dtype, kernel = cuda_kernel
+    _, dtype, _, kernel = cuda_kernel
     ptx = kernel.asm["ptx"]
     assert not re.findall(r"\b(?:fma|mad)\.\S*f\d\d\S*", ptx)
     assert not re.findall(r"\b\w+\.(?:approx|full)\S*", ptx)
@@ -109,12 +98,12 @@ def test_float32_streams_stay_in_registers(cuda_kernel):
 
     With 16-bit params Triton itself chooses to: it keeps stores of the 32-bit states coalesced.
     """
-    _, dtype, kernel = cuda_kernel
+    _, dtype, _, kernel = cuda_kernel
     assert dtype != torch.float32 or ".shared" not in kernel.asm["ptx"]
 
 
 def test_resources(cuda_kernel):
-    arch, dtype, kernel = cuda_kernel
+    arch, dtype, _, kernel = cuda_kernel
     found = triton_code.resources(kernel, arch, dtype)
     assert found.spilled == 0
     assert found.bytes_in_flight >= NEEDED_IN_FLIGHT[str(arch)] << 10, found
@@ -125,12 +114,8 @@ def test_resources(cuda_kernel):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_compiles_for_amd(dtype):
-    try:
-        kernel = compile_kernel(dtype, GPUTarget("hip", "gfx942", 64))
-    except Exception as error:
-        if "ld.lld not found" not in str(error):
-            raise
-        pytest.skip(f"Triton {triton.__version__} carries no linker for AMD: {error}")
+    with known_amd():
+        kernel = compile_kernel(dtype, GPUTarget("hip", "gfx942", 64), controlled=True)
     assert re.findall(r"[sv]gpr_spill_count: +(\d+)", kernel.asm["amdgcn"]) == ["0", "0"]
     assert re.search(r"amdhsa_float_denorm_mode_32 3\b", kernel.asm["amdgcn"])  # subnormals kept
     assert not re.search(r"= f(?:add|sub|mul|div) (?:fast|contract|reassoc)", kernel.asm["llir"])

@@ -15,13 +15,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .prepare import prepare
 from .rules import RULES
+from .sum_squares import sum_squares
+from .table import DTYPES, GRAD_SCALE, Matrix, find_row, skips, upload
+
+__all__ = ["CHUNK_SIZE", "DTYPES", "Matrix", "prepare", "step", "sum_squares", "upload"]
 
 CHUNK_SIZE = 4096  # elements; the unit of the table's first_chunk
 BLOCK_SIZE = 1024
 NUM_WARPS = 4  # with 32 lanes: 8 elements a thread, 128 bits of the narrowest stream
-
-DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 # Columns of the table, csrc/engine/row.h.
 ROW_SIZE = tl.constexpr(8)
@@ -36,23 +39,11 @@ SCALARS = tl.constexpr(7)
 
 
 @triton.jit
-def find_row(rows, num_rows, chunk):
-    """The last row that starts at or before ``chunk``; empty rows are never the last."""
-    row = 0
-    end = num_rows
-    while end - row > 1:
-        middle = (row + end) // 2
-        starts_later = tl.load(rows + middle * ROW_SIZE + FIRST_CHUNK) > chunk
-        row = tl.where(starts_later, row, middle)
-        end = tl.where(starts_later, middle, end)
-    return row
-
-
-@triton.jit
 def update_block(
     UPDATE: tl.constexpr,
     NUM_STATES: tl.constexpr,
     scalars,
+    grad_scale,
     param_ptr,
     grad_ptr,
     state0_ptr,
@@ -64,6 +55,8 @@ def update_block(
     """Load, update and store the elements ``lanes`` past the addresses; ``mask`` None is all."""
     param = tl.load(param_ptr + lanes, mask=mask).to(tl.float32)
     grad = tl.load(grad_ptr + lanes, mask=mask).to(tl.float32)
+    if grad_scale is not None:
+        grad *= grad_scale
     state0 = tl.load(state0_ptr + lanes, mask=mask)
     state1 = tl.load(state1_ptr + lanes, mask=mask) if NUM_STATES > 1 else state0
     state2 = tl.load(state2_ptr + lanes, mask=mask) if NUM_STATES > 2 else state0
@@ -83,6 +76,7 @@ def update_chunk(
     rows,
     scalars,
     num_rows,
+    control,
     UPDATE: tl.constexpr,
     UPDATE_KEY: tl.constexpr,
     NUM_STATES: tl.constexpr,
@@ -93,8 +87,12 @@ def update_chunk(
     BLOCK: tl.constexpr,
 ):
     """One program: the chunk of its number in the whole table."""
+    if skips(control):
+        return
+    grad_scale = None if control is None else tl.load(control + GRAD_SCALE)
+
     chunk = tl.program_id(0)
-    row = rows + find_row(rows, num_rows, chunk) * ROW_SIZE
+    row = rows + find_row(rows, num_rows, chunk, ROW_SIZE, FIRST_CHUNK) * ROW_SIZE
     numel = tl.load(row + NUMEL)
     index = chunk - tl.load(row + FIRST_CHUNK)
     scalars += tl.load(row + SCALARS) * NUM_SCALARS
@@ -127,6 +125,7 @@ def update_chunk(
                 UPDATE,
                 NUM_STATES,
                 scalars,
+                grad_scale,
                 tl.multiple_of(param_ptr + start, 16),
                 tl.multiple_of(grad_ptr + start, 16),
                 tl.multiple_of(state0_ptr + start, 16),
@@ -144,6 +143,7 @@ def update_chunk(
                 UPDATE,
                 NUM_STATES,
                 scalars,
+                grad_scale,
                 param_ptr + start,
                 grad_ptr + start,
                 state0_ptr + start,
@@ -157,12 +157,12 @@ def update_chunk(
 
 def constants(rule: str, dtype: torch.dtype, num_scalars: int) -> dict[str, Any]:
     """The kernel's compile-time arguments for params of ``dtype``: one compilation for each."""
-    update, num_states = RULES[rule]
+    update = RULES[rule].update
     return {
         "UPDATE": update,
         # Triton 3.2 leaves the source of a function handed over out of its disk cache's key.
         "UPDATE_KEY": getattr(update, "cache_key", None),
-        "NUM_STATES": num_states,
+        "NUM_STATES": RULES[rule].num_states,
         "NUM_SCALARS": num_scalars,
         "DTYPE": DTYPES[dtype],
         "ITEMSIZE": dtype.itemsize,
@@ -175,7 +175,14 @@ def constants(rule: str, dtype: torch.dtype, num_scalars: int) -> dict[str, Any]
 OPTIONS = {"num_warps": NUM_WARPS, "enable_fp_fusion": False}
 
 
-def step(rule: str, dtype: torch.dtype, rows: Tensor, scalars: Tensor, num_chunks: int) -> None:
+def step(
+    rule: str,
+    dtype: torch.dtype,
+    rows: Tensor,
+    scalars: Tensor,
+    num_chunks: int,
+    control: Tensor | None = None,
+) -> None:
     """One step of ``rule`` on every tensor of the table, on the current stream of its device.
 
     Args:
@@ -184,42 +191,10 @@ def step(rule: str, dtype: torch.dtype, rows: Tensor, scalars: Tensor, num_chunk
         rows: the table, int64 ``[num_rows, 8]``, as in csrc/engine/row.h.
         scalars: the rule's scalars, float32 ``[num_scalar_rows, num_scalars]``.
         num_chunks: of the whole table, in units of ``CHUNK_SIZE``.
+        control: ``Control``, float32 ``[2]``: a factor of every gradient, and not 0 where nothing
+            is to be done.
     """
     with torch.cuda.device_of(rows):
         update_chunk[(num_chunks,)](
-            rows, scalars, len(rows), **constants(rule, dtype, scalars.shape[1]), **OPTIONS
+            rows, scalars, len(rows), control, **constants(rule, dtype, scalars.shape[1]), **OPTIONS
         )
-
-
-# Host memory that CUDA graphs read again at every replay: never given back.
-_captured: list[Tensor] = []
-
-
-def upload(
-    rows: memoryview, scalars: memoryview, num_scalars: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """The table and its scalars on ``device``, for ``step``: one copy, on the current stream.
-
-    Args:
-        rows: a writable buffer, an array of ``Row`` (csrc/engine/row.h); not empty.
-        scalars: a writable buffer, an array of the rule's ``Scalars`` in float32; not empty.
-        num_scalars: the number of fields of ``Scalars``.
-        device: where ``step`` will run.
-    """
-    sources = [torch.frombuffer(buffer, dtype=torch.uint8) for buffer in (rows, scalars)]
-    sizes = [source.numel() for source in sources]
-    on_gpu = device.type == "cuda"
-    staging = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=on_gpu)
-    torch.cat(sources, out=staging)
-    if on_gpu:
-        with torch.cuda.device(device):
-            table = staging.to(device, non_blocking=True)
-            if torch.cuda.is_current_stream_capturing():
-                _captured.append(staging)
-    else:
-        table = staging
-    row_bytes, scalar_bytes = table.split(sizes)
-    return (
-        row_bytes.view(torch.int64).view(-1, ROW_SIZE.value),
-        scalar_bytes.view(torch.float32).view(-1, num_scalars),
-    )

@@ -4,6 +4,10 @@ A rule gets the address of its row of scalars (float32, in the order of ``Scalar
 the grad and three states in float32, and returns the new param and states; a state beyond its
 ``num_states`` is a placeholder to hand back. It takes square root and division from ``ieee``:
 Triton's plain ones are approximations on a GPU.
+
+To prepare its scalars a rule gets a vector of rows' addresses, their steps in int64 (the first is
+1) and eight hyperparameters in float64, in the order of ``Hyperparameters`` and then placeholders.
+Of float64 Triton's plain root and division round once; the stores round to float32.
 """
 
 from __future__ import annotations
@@ -14,12 +18,14 @@ import triton
 import triton.language as tl
 
 from .ieee import div_rn, sqrt_rn
+from .integer_power import integer_power
 
 
 class Rule(NamedTuple):
     """What the engine knows of a rule."""
 
     update: triton.JITFunction
+    prepare: triton.JITFunction
     num_states: int
 
 
@@ -51,4 +57,29 @@ def adamod(scalars, param, grad, exp_avg, exp_avg_sq, exp_avg_lr):
     return param, exp_avg, exp_avg_sq, exp_avg_lr
 
 
-RULES = {"adamod": Rule(adamod, num_states=3)}
+@triton.jit
+def prepare_adamod(scalars, step, lr, beta1, beta2, beta3, eps, weight_decay, maximize, released):
+    """The scalars of a step of AdaMod, csrc/rules/adamod.h."""
+    bias_correction1 = 1 - integer_power(beta1, step)
+    bias_correction2 = 1 - integer_power(beta2, step)
+    root = tl.sqrt(bias_correction2)
+    is_released = released != 0
+    step_size = tl.where(is_released, lr * root / bias_correction1, lr)
+    denom_scale = tl.where(is_released, 1, 1 / root)
+    update_scale = tl.where(is_released, 1, 1 / bias_correction1)
+
+    tl.store(scalars + 0, tl.where(maximize != 0, -1, 1))  # grad_sign
+    tl.store(scalars + 1, beta1)
+    tl.store(scalars + 2, 1 - beta1)
+    tl.store(scalars + 3, beta2)
+    tl.store(scalars + 4, 1 - beta2)
+    tl.store(scalars + 5, beta3)
+    tl.store(scalars + 6, 1 - beta3)
+    tl.store(scalars + 7, eps)
+    tl.store(scalars + 8, step_size)
+    tl.store(scalars + 9, denom_scale)
+    tl.store(scalars + 10, update_scale)
+    tl.store(scalars + 11, 1 - lr * weight_decay)  # param_decay
+
+
+RULES = {"adamod": Rule(adamod, prepare_adamod, num_states=3)}

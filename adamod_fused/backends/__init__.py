@@ -41,15 +41,16 @@ def available() -> dict[str, Status]:
     }
 
 
-def choose(name: str | None, param: Tensor) -> Backend | None:
-    """The backend for a parameter; None stands for the reference.
+def choose(name: str | None, param: Tensor, *, fused: bool = False) -> Backend | None:
+    """The backend for a parameter; None stands for the reference, which ``fused`` rules out.
 
     Raises:
         ValueError: ``name`` is no backend, or the one named does not serve such a tensor.
-        RuntimeError: the one named does not work on this machine.
+        RuntimeError: the one named does not work on this machine; ``fused``, and no kernel serves
+            such a tensor.
     """
     if name is None:
-        return _fastest(param)
+        return _fastest(param, fused)
     if name == "reference":
         return None
     if name not in _BACKENDS:
@@ -77,7 +78,7 @@ def _refusal(backend: Backend, param: Tensor) -> str | None:
     return backend.refuses(param.device, param.dtype)
 
 
-def _fastest(param: Tensor) -> Backend | None:
+def _fastest(param: Tensor, fused: bool) -> Backend | None:
     device, dtype = param.device, param.dtype
     reasons = []
     for backend in _BACKENDS.values():
@@ -88,6 +89,11 @@ def _fastest(param: Tensor) -> Backend | None:
                 return backend
             refusal = f"{status.reason}; {status.remedy}"
         reasons.append(f"{backend.name}: {refusal}")
+    if fused:
+        raise RuntimeError(
+            f"fused=True: no kernel serves {dtype} tensors on {device} ({' | '.join(reasons)}); "
+            "leave fused out, and the slow pure-PyTorch reference steps them"
+        )
     if (device.type, dtype) not in _warned:
         _warned.add((device.type, dtype))
         warnings.warn(

@@ -21,6 +21,8 @@ class Backend(Protocol):
     """Runs batches of a tensor table (csrc/bindings/table.h), one device and dtype at a time."""
 
     name: str
+    counts_on_device: bool
+    """Whether step counts may live on the tensors' device, which then prepares scalars itself."""
 
     @property
     def chunk_size(self) -> int:
@@ -36,9 +38,22 @@ class Backend(Protocol):
         """A new state for a parameter."""
 
     def run(
-        self, rule: str, table: Any, index: int, device: torch.device, dtype: torch.dtype
+        self,
+        rule: str,
+        table: Any,
+        index: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        control: Tensor | None = None,
     ) -> None:
-        """Steps all tensors of batch ``index`` of ``table``."""
+        """Steps all tensors of batch ``index`` of ``table``.
+
+        ``control``, float32 ``[2]`` on ``device``: gradients are multiplied by the first; if the
+        second is not 0, nothing is done. None is (1, 0).
+        """
+
+    def sum_squares(self, grads: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Of all elements of a ``GradTable`` (csrc/bindings/table.h): 0-dim float64 there."""
 
 
 def refusal(

@@ -16,6 +16,7 @@ class CpuBackend:
     """Vectorised C++, AVX2 or AVX-512 where the processor has it."""
 
     name = "cpu"
+    counts_on_device = False
     dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
     @property
@@ -41,13 +42,30 @@ class CpuBackend:
         return state.zero_()
 
     def run(
-        self, rule: str, table: Any, index: int, device: torch.device, dtype: torch.dtype
+        self,
+        rule: str,
+        table: Any,
+        index: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        control: Tensor | None = None,
     ) -> None:
+        factor, skip = (1.0, 0.0) if control is None else control.tolist()
+        if skip:
+            return
         extension.core.cpu_step(
             rule,
             dtype_name(dtype),
             table,
             index,
+            factor,
             torch.get_num_threads(),
             self.instruction_set,
         )
+
+    def sum_squares(self, grads: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+        threads = torch.get_num_threads()
+        found = extension.core.cpu_sum_squares(
+            dtype_name(dtype), grads, threads, self.instruction_set
+        )
+        return torch.tensor(found, dtype=torch.float64, device=device)

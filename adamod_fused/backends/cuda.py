@@ -15,6 +15,7 @@ class CudaBackend:
     """Hand-written CUDA, one launch for all tensors of a device and dtype."""
 
     name = "cuda"
+    counts_on_device = True
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
 
     def __init__(self, module: Any = extension.cuda) -> None:
@@ -52,26 +53,67 @@ class CudaBackend:
         return torch.zeros_like(param, dtype=dtype)
 
     def run(
-        self, rule: str, table: Any, index: int, device: torch.device, dtype: torch.dtype
+        self,
+        rule: str,
+        table: Any,
+        index: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        control: Tensor | None = None,
     ) -> None:
         # The engine selects the device itself; here torch's idea of the current one is set too.
         with torch.cuda.device(device):
             stream = torch.cuda.current_stream(device).cuda_stream
-            self.launch(rule, table, index, device.index, dtype, stream)
+            self.launch(rule, table, index, device.index, dtype, control, stream)
 
     def launch(
-        self, rule: str, table: Any, index: int, device: int, dtype: torch.dtype, stream: int
+        self,
+        rule: str,
+        table: Any,
+        index: int,
+        device: int,
+        dtype: torch.dtype,
+        control: Tensor | None,
+        stream: int,
     ) -> None:
         """Hands batch ``index`` to the engine, to be run on the raw stream ``stream``."""
         batch = table.batch(index)
+        there = batch.counts_on_device
         self._module.step(
             rule,
             dtype_name(dtype),
             batch.rows_address,
             batch.num_rows,
-            table.scalars_address,
-            table.num_scalars,
+            0 if there else table.scalars_address,
+            0 if there else table.num_scalars,
             batch.num_chunks,
             device,
             stream,
+            control=0 if control is None else control.data_ptr(),
+            counts=batch.counts_address if there else 0,
+            groups=batch.groups_address if there else 0,
+            num_groups=batch.num_groups if there else 0,
         )
+
+    def sum_squares(self, grads: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+        with torch.cuda.device(device):
+            stream = torch.cuda.current_stream(device).cuda_stream
+            return self.launch_sum_squares(grads, device, dtype, device.index, stream)
+
+    def launch_sum_squares(
+        self, grads: Any, device: torch.device, dtype: torch.dtype, index: int, stream: int
+    ) -> Tensor:
+        """As ``sum_squares``, by the engine's device ``index`` on the raw stream ``stream``."""
+        sums = torch.empty(grads.num_segments + 1, dtype=torch.float64, device=device)
+        partials, out = sums[1:], sums[0]
+        self._module.sum_squares(
+            dtype_name(dtype),
+            grads.rows_address,
+            grads.num_rows,
+            grads.num_segments,
+            partials.data_ptr(),
+            out.data_ptr(),
+            index,
+            stream,
+        )
+        return out

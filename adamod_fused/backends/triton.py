@@ -20,8 +20,8 @@ OLDEST = (3, 2)
 
 
 @cache
-def _engine() -> ModuleType:
-    return importlib.import_module("adamod_fused.triton_kernels.engine")
+def _kernels(name: str) -> ModuleType:
+    return importlib.import_module(f"adamod_fused.triton_kernels.{name}")
 
 
 def _interpreted() -> bool:
@@ -33,11 +33,12 @@ class TritonBackend:
     """One Triton launch for all tensors of a device and dtype."""
 
     name = "triton"
+    counts_on_device = True
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
 
     @property
     def chunk_size(self) -> int:
-        return _engine().CHUNK_SIZE
+        return _kernels("engine").CHUNK_SIZE
 
     def status(self) -> Status:
         if not extension.core_status.available:
@@ -66,9 +67,32 @@ class TritonBackend:
         return torch.zeros_like(param, dtype=dtype)
 
     def run(
-        self, rule: str, table: Any, index: int, device: torch.device, dtype: torch.dtype
+        self,
+        rule: str,
+        table: Any,
+        index: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        control: Tensor | None = None,
     ) -> None:
+        engine, prepare = _kernels("engine"), _kernels("prepare")
+        matrix, upload = _kernels("table").Matrix, _kernels("table").upload
         batch = table.batch(index)
-        num_scalars = len(table.scalars) // table.num_scalars // torch.float32.itemsize
-        rows, scalars = _engine().upload(batch.rows, table.scalars, num_scalars, device)
-        _engine().step(rule, dtype, rows, scalars, batch.num_chunks)
+        num_scalars = extension.core.rules[rule][0]
+        rows = matrix(batch.rows, engine.ROW_SIZE.value)
+        if batch.counts_on_device:
+            counts = matrix(batch.counts, prepare.COUNT_SIZE.value)
+            groups = matrix(batch.groups, prepare.GROUP_SIZE.value)
+            on_device, counts, groups = upload([rows, counts, groups], device)
+            scalars = prepare.prepare(rule, counts, groups, num_scalars, control)
+        else:
+            scalars = matrix(table.scalars, num_scalars, torch.float32)
+            on_device, scalars = upload([rows, scalars], device)
+        if batch.num_chunks:
+            engine.step(rule, dtype, on_device, scalars, batch.num_chunks, control)
+
+    def sum_squares(self, grads: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+        table, kernels = _kernels("table"), _kernels("sum_squares")
+        columns = len(grads.rows) // grads.num_rows // torch.int64.itemsize
+        (rows,) = table.upload([table.Matrix(grads.rows, columns)], device)
+        return kernels.sum_squares(dtype, rows, grads.num_segments)

@@ -9,31 +9,14 @@ from typing import Any
 
 from .rates import Rates, bin_edges
 from .settings import Settings
+from .style import ADAM, ADAMOD, FAINT, INK, STYLE
 from .train import Run
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-ADAMOD = "#0072B2"
-ADAM = "#D55E00"
-INK = "#222222"
-FAINT = "#8A8A8A"
-
-STYLE: Any = {
+DEMO_STYLE = STYLE | {
     "font.size": 13,
-    "axes.titlesize": 15,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 14,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
     "figure.constrained_layout.wspace": 0.06,
     "legend.frameon": False,
     "legend.fontsize": 12,
-    "savefig.facecolor": "white",
 }
 
 SMOOTHING = 50  # a point of the curve averages this part of the run to its left and right
@@ -48,7 +31,7 @@ def draw(path: Path, settings: Settings, runs: list[Run], rates: list[Rates]) ->
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    with plt.rc_context(STYLE):
+    with plt.rc_context(DEMO_STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.8), layout="constrained")
         _draw_losses(left, settings, runs)
         _draw_rates(right, rates)

@@ -21,7 +21,7 @@ from ..run import OutOfTime
 from ..work import Work
 from . import build
 from .declared import CUDA, TRITON, UNCHANGED, Trial
-from .run import JOBS, Run
+from .run import JOBS, TrialsRun
 from .variants import TunedTriton
 
 SECONDS_TO_FINISH = 5  # of --minutes
@@ -30,7 +30,9 @@ SECONDS_TO_FINISH = 5  # of --minutes
 class TrialClock(CudaClock):
     """Without what takes long and tells nothing of a trial.
 
-    One set of tensors is enough: between two rounds of one variant come those of all others.
+    One set of tensors is enough: a large list's passes through the cache whatever is in it, and of
+    a list of small tensors all the sets that there is time for would fit in it. The record says
+    where they do (``in_cache``).
     """
 
     def copies(self, set_bytes: int, tensors: int) -> int:
@@ -64,14 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
 
     seconds = 60 * options.minutes - SECONDS_TO_FINISH
-    run = Run(TrialClock(device), present[0], console, seconds, JOBS)
-    run.findings.facts["commit"] = options.commit or machine.commit()
     path = options.out / "trials-cuda.json"
+    run = TrialsRun(TrialClock(device), present[0], console, seconds, JOBS, path)
+    run.findings.facts["commit"] = options.commit or machine.commit()
     stopped: str | None = "it broke off"
     interrupted = False
     try:
         cuda_trials(run, device)
-        run.findings.save(path, "the Triton trials were still to come")
         triton_trials(run)
         stopped = None
     except OutOfTime:
@@ -79,13 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         interrupted, stopped = True, "stopped by Ctrl-C"
     finally:
-        run.findings.save(path, stopped)
+        run.findings.save(stopped)
         run.findings.print(console, [str(job) for job in run.jobs])
         console.line(f"{stopped or 'all trials ended'}; record: {path}")
     return 130 if interrupted else int(run.red)
 
 
-def cuda_trials(run: Run, device: torch.device) -> None:
+def cuda_trials(run: TrialsRun, device: torch.device) -> None:
     variants = [run.take("cuda", trial) for trial in (UNCHANGED, *CUDA)]
     arch = "{}{}".format(*torch.cuda.get_device_capability(device))
     candidates = []
@@ -104,7 +105,7 @@ def cuda_trials(run: Run, device: torch.device) -> None:
         run.measure(candidates)
 
 
-def triton_trials(run: Run) -> None:
+def triton_trials(run: TrialsRun) -> None:
     variants = [(run.take("triton", trial), trial) for trial in (UNCHANGED, *TRITON)]
     status = TritonBackend().status()
     if status.available:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sysconfig
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..extension import import_extension
 from ..machine_code import ROOT, compile_engine, nvcc_flags, output, tool, usage
 from .declared import Trial
 
@@ -85,7 +85,7 @@ def _link(compiled: _Object, bindings: Path) -> Built | str:
     link = ("-shared", "-cudart", "static", compiled.path, bindings, "-o", module)
     try:
         output(tool("nvcc"), *link)
-        return Built(_load(module), _registers(compiled.messages))
+        return Built(import_extension(module), _registers(compiled.messages))
     except (RuntimeError, ImportError) as error:
         return str(error)
 
@@ -94,18 +94,5 @@ def _registers(messages: str) -> dict[str, int]:
     return {
         f"{kernel.storage} by {kernel.table}": used.registers
         for (_, kernel), used in usage(messages).items()
+        if kernel.name == "step"
     }
-
-
-def _load(path: Path) -> ModuleType:
-    """The module in a file.
-
-    Its code knows it by the last part of the name; without the first, pybind11 3 would hand out
-    again the module that it has made under that name, from another trial's file.
-    """
-    spec = importlib.util.spec_from_file_location(f"{path.parent}._cuda", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 
 from adamod_fused.console import Console
 
-from ..record import Result, Spread, rounded
+from ..record import Result, Spread, rounded, save_json
 from .declared import DEFAULT
 
 SCHEMA = 1
+CUT_OFF = "it was killed, or is still running"
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,19 @@ class Timing:
     host_us: Spread | None
     share_of_copy: float
     over_adam: float
+    in_cache: bool | None
+    """Whether steps may find their tensors in the L2 cache, as all of them fit in it."""
 
     @classmethod
     def of(cls, result: Result) -> Timing:
         assert result.over_adam is not None, "the baseline is measured beside every variant"
         return cls(
-            result.list, result.step_ms, result.host_us, result.share_of_copy, result.over_adam
+            result.list,
+            result.step_ms,
+            result.host_us,
+            result.share_of_copy,
+            result.over_adam,
+            result.in_cache,
         )
 
 
@@ -53,7 +60,8 @@ class Variant:
 class Findings:
     """All variants of a run."""
 
-    def __init__(self, facts: dict[str, Any]) -> None:
+    def __init__(self, facts: dict[str, Any], path: Path) -> None:
+        self.path = path
         self.facts = facts
         """Of the machine and the run; they go into the record as they are."""
         self.variants: list[Variant] = []
@@ -73,7 +81,7 @@ class Findings:
             return None
         return rounded(variant.timings[job].over_adam / default.timings[job].over_adam)
 
-    def save(self, path: Path, stopped: str | None) -> None:
+    def save(self, stopped: str | None = CUT_OFF) -> None:
         """Writes the record; ``stopped`` says what kept the run from its end, None for nothing."""
         variants = [asdict(variant) for variant in self.variants]
         for variant, data in zip(self.variants, variants, strict=True):
@@ -81,7 +89,7 @@ class Findings:
                 timing["over_default"] = self.over_default(variant, job)
         record = {"schema": SCHEMA, "stopped": stopped, **self.facts}
         record |= {"left_out": self.left_out, "variants": variants}
-        path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+        save_json(record, self.path)
 
     def print(self, console: Console, jobs: Sequence[str]) -> None:
         """A row for each variant: its time over the default's on each list."""
@@ -93,7 +101,8 @@ class Findings:
         for job, reason in self.left_out.items():
             console.line(f"{job}: {reason}")
         console.line(
-            "time on the device over the default's; of the default, share of the copy's GB/s"
+            "time on the device over the default's; of the default, share of the copy's GB/s, and "
+            "whether its tensors stay in the cache"
         )
 
     def _cell(self, variant: Variant, job: str) -> str:
@@ -101,6 +110,7 @@ class Findings:
             return "-"
         if variant.name == DEFAULT:
             timing = variant.timings[job]
-            return f"{timing.step_ms.median:.3g} ms, {timing.share_of_copy:.1%}"
+            cached = ", in cache" if timing.in_cache else ""
+            return f"{timing.step_ms.median:.3g} ms, {timing.share_of_copy:.1%}{cached}"
         over = self.over_default(variant, job)
         return "-" if over is None else f"{over:.3f}"

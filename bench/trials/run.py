@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
@@ -38,12 +39,14 @@ EFFORT = Effort(seconds=2, rounds=5, most=20)
 GATE_SHAPES = (((1,), (3,), (257,), (1_000_003,), (1 << 16,)), ((7,),) * 600)
 
 
-class Run:
+class TrialsRun:
     """A run under way.
 
     Args:
         baseline: measured beside all variants.
         seconds: after which to stop, give or take a round.
+        path: of the record, which is written again after every round: whatever ends the process,
+            no more is lost than one.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Run:
         console: Console,
         seconds: float,
         jobs: Sequence[Job],
+        path: Path,
     ) -> None:
         self.red = False
         """Whether a variant failed: to build, at the gate, or while it was timed."""
@@ -65,7 +69,8 @@ class Run:
                 "date": machine.date(),
                 "machine": machine.machine(clock.device),
                 "versions": machine.versions([baseline.package]),
-            }
+            },
+            path,
         )
 
     def take(self, backend: str, trial: Trial) -> Variant:
@@ -78,6 +83,7 @@ class Run:
         """Takes down why a variant is not timed, or no further."""
         self.red = True
         variant.left_out = reason
+        self.findings.save()
         self._console.line(f"{variant.backend}, {variant.name}: {reason}")
 
     def measure(self, candidates: Sequence[tuple[Variant, Backend]]) -> None:
@@ -132,14 +138,15 @@ class Run:
             comparison.warm_up(EFFORT)
             for _ in range(EFFORT.rounds):
                 comparison.round()
+                if self._baseline.name in comparison.failed:
+                    raise RuntimeError(comparison.failed[self._baseline.name])
+                for result in comparison.results(copied.median):
+                    if result.contestant != self._baseline.name:
+                        variant, _ = admitted[result.contestant]
+                        variant.timings[str(job)] = Timing.of(result)
+                self.findings.save()
                 if self._is_over():
                     break
-            if self._baseline.name in comparison.failed:
-                raise RuntimeError(comparison.failed[self._baseline.name])
-            for result in comparison.results(copied.median):
-                if result.contestant != self._baseline.name:
-                    variant, _ = admitted[result.contestant]
-                    variant.timings[str(job)] = Timing.of(result)
             for name, words in comparison.failed.items():
                 self.fail(admitted[name][0], f"{job}: {words}")
             del comparison

@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 
 from adamod_fused import AdaMod, backends
@@ -47,10 +48,16 @@ class TunedTriton(TritonBackend):
         return self._chunk_size
 
     def run(
-        self, rule: str, table: Any, index: int, device: torch.device, dtype: torch.dtype
+        self,
+        rule: str,
+        table: Any,
+        index: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        control: Tensor | None = None,
     ) -> None:
         with self._changed():
-            super().run(rule, table, index, device, dtype)
+            super().run(rule, table, index, device, dtype, control)
 
 
 def contestant(name: str, backend: Backend) -> Contestant:

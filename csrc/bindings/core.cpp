@@ -3,6 +3,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdint>
+#include <string>
+#include <vector>
+
 #include "../engine/cpu.h"
 #include "../engine/huge_pages.h"
 #include "../rules/all.h"
@@ -10,21 +14,41 @@
 
 namespace {
 
-// The number of scalars and of states of every rule, for a test that holds Python to it.
+// The number of scalars, states and hyperparameters of every rule, for a test that holds Python to
+// it.
 template <class Rule>
 void describe_rule(py::dict& rules) {
   rules[Rule::name] =
-      py::make_tuple(sizeof(typename Rule::Scalars) / sizeof(float), Rule::num_states);
+      py::make_tuple(sizeof(typename Rule::Scalars) / sizeof(float), Rule::num_states,
+                     sizeof(typename Rule::Hyperparameters) / sizeof(double));
+}
+
+template <typename T>
+std::uintptr_t address_of(const std::vector<T>& array) {
+  return reinterpret_cast<std::uintptr_t>(array.data());
+}
+
+template <typename T>
+py::memoryview view_of(std::vector<T>& array) {
+  return py::memoryview::from_memory(array.data(),
+                                     static_cast<py::ssize_t>(array.size() * sizeof(T)));
 }
 
 void cpu_step(const std::string& rule, const std::string& dtype, Table& table, int index,
-              int threads, const std::string& instruction_set) {
+              float grad_scale, int threads, const std::string& instruction_set) {
   const Batch& batch = table.batch(index);
   const void* scalars = dtype == "float64" ? static_cast<const void*>(table.scalars64().data())
                                            : table.scalars().data();
   const py::gil_scoped_release release;
   cpu::step(rule, dtype, batch.rows.data(), static_cast<std::int64_t>(batch.rows.size()), scalars,
-            threads, instruction_set);
+            grad_scale, threads, instruction_set);
+}
+
+double cpu_sum_squares(const std::string& dtype, const GradTable& table, int threads,
+                       const std::string& instruction_set) {
+  const py::gil_scoped_release release;
+  return cpu::sum_squares(dtype, table.rows.data(), static_cast<std::int64_t>(table.rows.size()),
+                          table.num_segments, threads, instruction_set);
 }
 
 // Makes Table known to Python's garbage collector. The collector may look at an instance before
@@ -43,17 +67,22 @@ void let_collect(PyHeapTypeObject* heap_type) {
 
 PYBIND11_MODULE(_C, m) {
   py::class_<Batch>(m, "Batch")
-      .def_property_readonly(
-          "rows_address",
-          [](const Batch& b) { return reinterpret_cast<std::uintptr_t>(b.rows.data()); })
-      .def_property_readonly("rows",
-                             [](Batch& b) {
-                               const auto size = b.rows.size() * sizeof(Row);
-                               return py::memoryview::from_memory(b.rows.data(),
-                                                                  static_cast<py::ssize_t>(size));
-                             })
+      .def_property_readonly("rows_address", [](const Batch& b) { return address_of(b.rows); })
+      .def_property_readonly("rows", [](Batch& b) { return view_of(b.rows); })
       .def_property_readonly("num_rows", [](const Batch& b) { return b.rows.size(); })
-      .def_readonly("num_chunks", &Batch::num_chunks);
+      .def_readonly("num_chunks", &Batch::num_chunks)
+      .def_readonly("counts_on_device", &Batch::counts_on_device)
+      .def_property_readonly("counts_address", [](const Batch& b) { return address_of(b.counts); })
+      .def_property_readonly("counts", [](Batch& b) { return view_of(b.counts); })
+      .def_property_readonly("groups_address", [](const Batch& b) { return address_of(b.groups); })
+      .def_property_readonly("groups", [](Batch& b) { return view_of(b.groups); })
+      .def_property_readonly("num_groups", [](const Batch& b) { return b.groups.size(); });
+
+  py::class_<GradTable>(m, "GradTable")
+      .def_property_readonly("rows_address", [](const GradTable& t) { return address_of(t.rows); })
+      .def_property_readonly("rows", [](GradTable& t) { return view_of(t.rows); })
+      .def_property_readonly("num_rows", [](const GradTable& t) { return t.rows.size(); })
+      .def_readonly("num_segments", &GradTable::num_segments);
 
   py::class_<Table>(m, "Table", py::custom_type_setup(let_collect))
       .def(py::init<const std::vector<std::string>&, std::size_t, bool>(), py::arg("states"),
@@ -68,24 +97,20 @@ PYBIND11_MODULE(_C, m) {
       .def("clear", &Table::clear)
       .def("staged", &Table::staged)
       .def("stage", &Table::stage)
-      .def("due", &Table::due)
-      .def("set_scalars", &Table::set_scalars)
+      .def("prepare", &Table::prepare)
+      .def("set_groups", &Table::set_groups)
+      .def("grad_table", &Table::grad_table)
+      .def("fingerprint", &Table::fingerprint)
       .def("grad", &Table::grad)
       .def("advance", &Table::advance)
       .def("batch", &Table::batch, py::return_value_policy::reference_internal)
       .def_property_readonly("fast", &Table::fast)
-      .def_property_readonly(
-          "scalars_address",
-          [](Table& t) { return reinterpret_cast<std::uintptr_t>(t.scalars().data()); })
-      .def_property_readonly("scalars",
-                             [](Table& t) {
-                               const auto size = t.scalars().size() * sizeof(float);
-                               return py::memoryview::from_memory(t.scalars().data(),
-                                                                  static_cast<py::ssize_t>(size));
-                             })
+      .def_property_readonly("scalars_address", [](Table& t) { return address_of(t.scalars()); })
+      .def_property_readonly("scalars", [](Table& t) { return view_of(t.scalars()); })
       .def_property_readonly("num_scalars", &Table::num_scalars);
 
   m.def("cpu_step", &cpu_step);
+  m.def("cpu_sum_squares", &cpu_sum_squares);
   m.def("cpu_instruction_sets", &cpu::instruction_sets);
   m.def("prefer_huge_pages", [](std::uintptr_t address, std::size_t bytes) {
     prefer_huge_pages(reinterpret_cast<void*>(address), bytes);

@@ -20,21 +20,54 @@ PYBIND11_MODULE(_cuda, module) {
       "step",
       [](const std::string& rule, const std::string& dtype, std::uintptr_t rows,
          std::int64_t num_rows, std::uintptr_t scalars, std::int64_t num_scalars,
-         std::int64_t num_chunks, int device, std::uintptr_t stream) {
-        const cuda_engine::Batch batch{reinterpret_cast<const Row*>(rows), num_rows,
-                                       reinterpret_cast<const void*>(scalars), num_scalars,
-                                       num_chunks};
+         std::int64_t num_chunks, int device, std::uintptr_t stream, std::uintptr_t control,
+         std::uintptr_t counts, std::uintptr_t groups, std::int64_t num_groups) {
+        const cuda_engine::Batch batch{reinterpret_cast<const Row*>(rows),
+                                       num_rows,
+                                       reinterpret_cast<const void*>(scalars),
+                                       num_scalars,
+                                       num_chunks,
+                                       reinterpret_cast<const Control*>(control),
+                                       reinterpret_cast<const Count*>(counts),
+                                       reinterpret_cast<const Group*>(groups),
+                                       num_groups};
         cuda_engine::step(rule, dtype, batch, device, reinterpret_cast<void*>(stream));
       },
       py::arg("rule"), py::arg("dtype"), py::arg("rows"), py::arg("num_rows"), py::arg("scalars"),
       py::arg("num_scalars"), py::arg("num_chunks"), py::arg("device"), py::arg("stream"),
-      py::call_guard<py::gil_scoped_release>(),
+      py::arg("control") = 0, py::arg("counts") = 0, py::arg("groups") = 0,
+      py::arg("num_groups") = 0, py::call_guard<py::gil_scoped_release>(),
       "Enqueue one step of all rows on a stream of a device: one launch.\n\n"
       "rows and scalars are host addresses of Row and of float32 scalar rows (csrc/engine/row.h\n"
       "and the rule's Scalars); both may change as soon as this returns. num_chunks is the sum of\n"
-      "ceil(numel / chunk_size) over the rows.\n\n"
+      "ceil(numel / chunk_size) over the rows. control is the address of a Control on the device,\n"
+      "0 for none, read when the step runs.\n\n"
+      "With counts, one Count a row, and groups, host addresses too, scalars is not read: a "
+      "second\n"
+      "launch counts the step and prepares the scalars on the device; Row::scalars is then the\n"
+      "row's own index.\n\n"
       "Raises ValueError for a rule, dtype (float32, bfloat16 or float16) or size that is not\n"
       "served, RuntimeError with CUDA's name and text for an error that CUDA reports.");
+
+  module.def(
+      "sum_squares",
+      [](const std::string& dtype, std::uintptr_t rows, std::int64_t num_rows,
+         std::int64_t num_segments, std::uintptr_t partials, std::uintptr_t out, int device,
+         std::uintptr_t stream) {
+        const cuda_engine::Grads grads{reinterpret_cast<const GradRow*>(rows), num_rows,
+                                       num_segments};
+        cuda_engine::sum_squares(dtype, grads, reinterpret_cast<double*>(partials),
+                                 reinterpret_cast<double*>(out), device,
+                                 reinterpret_cast<void*>(stream));
+      },
+      py::arg("dtype"), py::arg("rows"), py::arg("num_rows"), py::arg("num_segments"),
+      py::arg("partials"), py::arg("out"), py::arg("device"), py::arg("stream"),
+      py::call_guard<py::gil_scoped_release>(),
+      "Enqueue the sum of squares of all rows on a stream of a device: two launches.\n\n"
+      "rows is the host address of GradRow, which may change as soon as this returns. partials "
+      "and\n"
+      "out are addresses on the device: one double a segment as workspace, one for the result.\n"
+      "num_segments is the sum of ceil(numel / segment_size) over the rows. Raises as step().");
 
   module.def("architectures", &cuda_engine::architectures,
              "The compute capabilities compiled for, as sm_ numbers.");

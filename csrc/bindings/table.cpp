@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "../engine/scalars.h"
+
 namespace {
 
 constexpr float max_step = 0x1p24f;  // float32 counts no further in ones
@@ -34,6 +36,25 @@ bool same_strides(const std::int64_t* strides, const TensorView& view, std::int6
   return true;
 }
 
+// `numbers`: as Table::set_groups tells.
+void set_numbers(Group& group, const py::handle numbers) {
+  std::size_t i = 0;
+  for (const py::handle number : numbers.cast<py::tuple>()) {
+    if (i == max_hyperparameters) {
+      throw py::value_error("a rule has at most " + std::to_string(max_hyperparameters) +
+                            " hyperparameters");
+    }
+    if (py::isinstance<py::tuple>(number)) {
+      const auto [address, is_wide] = number.cast<std::pair<std::uintptr_t, bool>>();
+      group.addresses[i] = reinterpret_cast<const void*>(address);
+      group.wide |= std::int64_t{is_wide} << i;
+    } else {
+      group.values[i] = number.cast<double>();
+    }
+    ++i;
+  }
+}
+
 }  // namespace
 
 Table::Table(const std::vector<std::string>& states, std::size_t num_groups, bool fast)
@@ -42,8 +63,10 @@ Table::Table(const std::vector<std::string>& states, std::size_t num_groups, boo
       entry_names_{interned("step")},
       params_key_(interned("params")),
       grad_key_(interned("grad")),
-      is_neg_key_(interned("is_neg")),
+      version_key_(interned("_version")),
       grad_descriptor_(trusted_types_[0].attr("grad")),
+      increment_version_(
+          py::module_::import("torch").attr("autograd").attr("graph").attr("increment_version")),
       step_dtype_(reader_.number_of(py::module_::import("torch").attr("float32"))),
       group_sizes_(num_groups) {
   if (states.size() > max_states) {
@@ -53,8 +76,8 @@ Table::Table(const std::vector<std::string>& states, std::size_t num_groups, boo
   for (const std::string& name : states) entry_names_.push_back(interned(name.c_str()));
 }
 
-int Table::add_batch(std::int64_t chunk_size) {
-  batches_.push_back(Batch{chunk_size, {}, 0, py::list()});
+int Table::add_batch(std::int64_t chunk_size, bool counts_on_device) {
+  batches_.push_back(Batch{chunk_size, counts_on_device, {}, 0, {}, {}});
   return static_cast<int>(batches_.size()) - 1;
 }
 
@@ -148,7 +171,8 @@ bool Table::take_down(const py::list& param_groups, const py::dict& state) {
     if (expected_key.ptr() != key) return false;
     if (index < 0) continue;  // an entry of the user's own
     if (!PyDict_Check(value)) return false;
-    params_[static_cast<std::size_t>(index)].state = value;
+    // Owned: to read a subclass's `grad` may run code of the user's that drops it.
+    params_[static_cast<std::size_t>(index)].state = py::reinterpret_borrow<py::object>(value);
   }
   if (seen != expected_state_.size()) return false;
 
@@ -159,7 +183,7 @@ bool Table::take_down(const py::list& param_groups, const py::dict& state) {
     if (param.batch == by_reference) continue;
     py::object grad = grad_of(param);
     if (grad.is_none()) continue;
-    if (param.batch == dormant || param.state == nullptr) return false;
+    if (param.batch == dormant || !param.state) return false;
     gathered_.push_back(i);
     param.held[0] = std::move(grad);
     if (!gather_entries(param)) return false;
@@ -190,16 +214,18 @@ bool Table::gather_entries(Param& param) const {
   std::size_t found = 0;
   PyObject *key, *value;
   Py_ssize_t position = 0;
-  while (found < entry_names_.size() && PyDict_Next(param.state, &position, &key, &value)) {
+  PyObject* const state = param.state.ptr();
+  while (found < entry_names_.size() && PyDict_Next(state, &position, &key, &value)) {
     if (key != entry_names_[found].ptr()) continue;
     param.held[++found] = py::reinterpret_borrow<py::object>(value);
   }
   for (; found < entry_names_.size(); ++found) {
-    value = PyDict_GetItemWithError(param.state, entry_names_[found].ptr());
+    value = PyDict_GetItemWithError(state, entry_names_[found].ptr());
     if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
     if (value == nullptr) return false;
     param.held[found + 1] = py::reinterpret_borrow<py::object>(value);
   }
+  param.state = py::object();
   return true;
 }
 
@@ -208,9 +234,9 @@ void Table::prefetch_objects(std::size_t turn) const {
   const auto ahead = [&](std::size_t turns) {
     return turn + turns < params_.size() ? &params_[turn + turns] : nullptr;
   };
-  if (const Param* param = ahead(8)) __builtin_prefetch(param->state);
-  if (const Param* param = ahead(4); param != nullptr && param->state != nullptr) {
-    const auto* keys = reinterpret_cast<PyDictObject*>(param->state)->ma_keys;
+  if (const Param* param = ahead(8)) __builtin_prefetch(param->state.ptr());
+  if (const Param* param = ahead(4); param != nullptr && param->state) {
+    const auto* keys = reinterpret_cast<PyDictObject*>(param->state.ptr())->ma_keys;
     __builtin_prefetch(keys);
     __builtin_prefetch(reinterpret_cast<const char*>(keys) + 64);
   }
@@ -228,17 +254,18 @@ void Table::clear() {
   scalars_rows_.clear();
   for (Batch& batch : batches_) {
     batch.rows.clear();
+    batch.counts.clear();
     batch.num_chunks = 0;
   }
   for (Param& param : params_) {
-    param.state = nullptr;
+    param.state = py::object();
     param.is_staged = false;
   }
 }
 
 void Table::release(Param& param) {
   for (py::object& held : param.held) held = py::object();
-  param.step = nullptr;
+  param.is_due = false;
 }
 
 bool Table::put(int index, py::object grad, const py::tuple& states, py::object step) {
@@ -275,8 +302,10 @@ bool Table::fill(Param& param) {
   row.numel = param.numel;
 
   PyObject* const tensor = param.object.ptr();
-  if (!reads(dtensors_.local(tensor), param.dtype, view) || !lies_as(strides(param), view))
+  PyObject* const shard = dtensors_.local(tensor);
+  if (!reads(shard, param.dtype, view) || !lies_as(strides(param), view) || reader_.is_neg(shard)) {
     return false;
+  }
   row.param = view.data;
   param.is_staged = !lies_as(layout(param), view);
 
@@ -291,15 +320,7 @@ bool Table::fill(Param& param) {
       return false;
     }
     row.grad = view.data;
-    param.is_staged |= !lies_as(layout(param), view);
-    // Autograd leaves a lazily negated gradient (the imaginary part of a conjugate) only where its
-    // stride of two does not show: in a tensor of one element.
-    if (param.numel == 1) {
-      const auto is_neg = py::reinterpret_steal<py::object>(
-          PyObject_CallMethodObjArgs(grad, is_neg_key_.ptr(), nullptr));
-      if (!is_neg) throw py::error_already_set();
-      param.is_staged |= is_neg.ptr() == Py_True;
-    }
+    param.is_staged |= !lies_as(layout(param), view) || reader_.is_neg(grad);
   }
 
   for (std::size_t i = 0; i + 1 < entry_names_.size(); ++i) {
@@ -313,15 +334,24 @@ bool Table::fill(Param& param) {
     row.state[i] = view.data;
   }
 
-  if (!reader_.read(param.held[1].ptr(), view) || view.dtype != step_dtype_ || view.dim != 0 ||
-      view.device_type != reader_.cpu()) {
+  if (!reader_.read(param.held[1].ptr(), view) || view.dtype != step_dtype_ || view.dim != 0) {
     return false;
   }
   auto* step = reinterpret_cast<float*>(view.data);
-  if (!(*step >= 0 && *step <= max_step)) return false;
-  row.scalars = scalars_row(param.group, static_cast<std::int64_t>(*step) + 1);
+  if (batch.counts_on_device) {
+    if (view.device_type != param.device_type || view.device_index != param.device_index) {
+      return false;
+    }
+    row.scalars = static_cast<std::int64_t>(batch.counts.size());
+    batch.counts.push_back(Count{step, param.group});
+    param.step = nullptr;
+  } else {
+    if (view.device_type != reader_.cpu() || !(*step >= 0 && *step <= max_step)) return false;
+    row.scalars = scalars_row(param.group, static_cast<std::int64_t>(*step) + 1);
+    param.step = step;
+  }
 
-  param.step = step;
+  param.is_due = true;
   row.first_chunk = batch.num_chunks;
   batch.num_chunks += param.num_chunks;
   return true;
@@ -351,60 +381,76 @@ void Table::stage(int index, std::uintptr_t param_address, std::uintptr_t grad_a
   row.grad = reinterpret_cast<const void*>(grad_address);
 }
 
-py::list Table::due() const {
-  py::list pairs;
-  for (const auto& [group, step] : due_) pairs.append(py::make_tuple(group, step));
-  return pairs;
-}
-
-void Table::set_scalars(const py::list& rows) {
-  if (rows.size() != due_.size()) {
-    throw py::value_error("expected a row of scalars for each pair in due()");
-  }
+void Table::prepare(const std::string& rule, const py::list& groups) {
   scalars64_.clear();
-  for (const py::handle row : rows) {
-    for (const py::handle value : py::reinterpret_borrow<py::tuple>(row)) {
-      scalars64_.push_back(value.cast<double>());
-    }
+  for (const auto& [index, step] : due_) {
+    Group group{};
+    set_numbers(group, groups[static_cast<std::size_t>(index)]);
+    prepare_scalars(rule, step, group, scalars64_);
   }
   scalars_.assign(scalars64_.begin(), scalars64_.end());  // each rounded once
+}
+
+void Table::set_groups(int index, const py::list& groups) {
+  Batch& batch = batches_.at(static_cast<std::size_t>(index));
+  batch.groups.clear();
+  for (const py::handle numbers : groups) set_numbers(batch.groups.emplace_back(), numbers);
+}
+
+GradTable Table::grad_table(const std::vector<int>& params) const {
+  GradTable table;
+  for (const int index : params) {
+    const Param& param = params_.at(static_cast<std::size_t>(index));
+    if (!param.is_due) continue;
+    const Row& row = batches_[static_cast<std::size_t>(param.batch)].rows[param.row];
+    table.rows.push_back(GradRow{row.grad, row.numel, table.num_segments});
+    table.num_segments += (row.numel + segment_size - 1) / segment_size;
+  }
+  return table;
+}
+
+py::bytes Table::fingerprint() const {
+  std::vector<std::int64_t> facts;
+  for (const std::size_t index : gathered_) {
+    const Param& param = params_[index];
+    const Row& row = batches_[static_cast<std::size_t>(param.batch)].rows[param.row];
+    facts.push_back(reinterpret_cast<std::intptr_t>(row.grad));
+    facts.push_back(param.held[0].attr(version_key_).cast<std::int64_t>());
+  }
+  return py::bytes(reinterpret_cast<const char*>(facts.data()), facts.size() * sizeof(facts[0]));
 }
 
 py::object Table::grad(int index) const {
   return params_.at(static_cast<std::size_t>(index)).held[0];
 }
 
-py::list Table::advance(int index) {
-  py::list& stepped = batches_.at(static_cast<std::size_t>(index)).stepped;
-  Py_ssize_t size = 0;
-  const auto list_next = [&](PyObject* tensor) {
-    const auto object = py::reinterpret_borrow<py::object>(tensor);
-    // Most often the list is that of the step before.
-    if (size == PyList_GET_SIZE(stepped.ptr())) {
-      stepped.append(object);
-    } else if (PyList_GET_ITEM(stepped.ptr(), size) != tensor) {
-      stepped[static_cast<std::size_t>(size)] = object;
-    }
-    ++size;
-  };
+void Table::advance(int index) {
+  std::vector<PyObject*> stepped;
+  stepped.reserve(gathered_.size());
   for (const std::size_t i : gathered_) {
     Param& param = params_[i];
-    if (param.batch != index || param.step == nullptr) continue;
-    *param.step += 1;
+    if (param.batch != index || !param.is_due) continue;
+    if (param.step != nullptr) *param.step += 1;
     release(param);
-    list_next(param.object.ptr());
-    if (dtensors_.is_dtensor(param.object.ptr())) list_next(dtensors_.local(param.object.ptr()));
+    PyObject* const tensor = param.object.ptr();
+    stepped.push_back(tensor);
+    if (dtensors_.is_dtensor(tensor)) stepped.push_back(dtensors_.local(tensor));
   }
-  PyList_SetSlice(stepped.ptr(), size, PY_SSIZE_T_MAX, nullptr);
-  return stepped;
+  if (reader_.bumps_versions()) {
+    for (PyObject* tensor : stepped) reader_.bump_version(tensor);
+  } else {
+    py::list tensors;
+    for (PyObject* tensor : stepped) tensors.append(py::reinterpret_borrow<py::object>(tensor));
+    increment_version_(tensors);
+  }
 }
 
 int Table::traverse(visitproc visit, void* arg) const {
   for (const Param& param : params_) {
     Py_VISIT(param.object.ptr());
+    Py_VISIT(param.state.ptr());
     for (const py::object& held : param.held) Py_VISIT(held.ptr());
   }
   for (const auto& entry : expected_state_) Py_VISIT(entry.first.ptr());
-  for (const Batch& batch : batches_) Py_VISIT(batch.stepped.ptr());
   return 0;
 }

@@ -29,9 +29,17 @@ constexpr int dormant = -2;  // neither gradient nor state so far
 // Tensors of one device and dtype: what one kernel launch serves.
 struct Batch {
   std::int64_t chunk_size;
+  bool counts_on_device;  // and so scalars are prepared there, one row for each tensor
   std::vector<Row> rows;
   std::int64_t num_chunks = 0;
-  py::list stepped;  // parameters of the last step
+  std::vector<Count> counts;  // where on the device, one for each row
+  std::vector<Group> groups;  // where counts are on the device
+};
+
+// Gradients for a pass over them alone.
+struct GradTable {
+  std::vector<GradRow> rows;
+  std::int64_t num_segments = 0;
 };
 
 class Table {
@@ -41,7 +49,7 @@ class Table {
   Table(const std::vector<std::string>& states, std::size_t num_groups, bool fast);
 
   // Adds an empty batch and returns its index.
-  int add_batch(std::int64_t chunk_size);
+  int add_batch(std::int64_t chunk_size, bool counts_on_device);
 
   // Adds a parameter of param group `group`, to be served by batch `batch` or by none, and returns
   // its index. `layout`: the strides that states have and that kernels run in, the
@@ -73,16 +81,27 @@ class Table {
   py::list staged() const;
   void stage(int param, std::uintptr_t param_address, std::uintptr_t grad_address);
 
-  // The distinct (param group, step to be done) pairs of this step, and their scalars.
-  py::list due() const;
-  void set_scalars(const py::list& rows);
+  // Prepares the scalars of this step, a row for each distinct (param group, step to be done).
+  // `groups`: the rule's hyperparameters of each param group, numbers; None where no tensor of the
+  // group has its step count on the host.
+  void prepare(const std::string& rule, const py::list& groups);
+
+  // The same for tensors whose step counts are on a device: numbers, or for those that a tensor
+  // holds pairs (address, whether it is a float64 and not a float32).
+  void set_groups(int batch, const py::list& groups);
+
+  // The gradients of those of the parameters that are stepped, as one table.
+  GradTable grad_table(const std::vector<int>& params) const;
+
+  // Where all gradients of this step lie and how often they were written, to see a change later.
+  py::bytes fingerprint() const;
 
   // The gradient that a parameter's row was filled with.
   py::object grad(int param) const;
 
-  // After a batch's launch: its step counts plus one; returns the parameters that were stepped, of
-  // DTensors their local tensors too.
-  py::list advance(int batch);
+  // After a batch's launch: its step counts on the host plus one, and autograd learns which
+  // parameters changed, of DTensors their local tensors too.
+  void advance(int batch);
 
   // For Python's garbage collector: a parameter may lead back to the optimizer that holds us.
   int traverse(visitproc visit, void* arg) const;
@@ -106,9 +125,10 @@ class Table {
     std::int64_t numel, num_chunks, dim;
     std::size_t sizes;  // where in sizes_ its shape, strides and layout stand
     // This step's:
-    PyObject* state = nullptr;  // borrowed from the optimizer's state
-    Held held;                  // grad, step and states, until the launch is done
-    float* step = nullptr;      // null: no gradient, not stepped
+    py::object state;       // its entry in the optimizer's state, until `held` is full
+    Held held;              // grad, step and states, until the launch is done
+    bool is_due = false;    // its row is complete
+    float* step = nullptr;  // null: on a device
     std::size_t row = 0;
     bool is_staged = false;
   };
@@ -131,8 +151,8 @@ class Table {
   DTensorReader dtensors_;
   std::vector<py::type> trusted_types_;
   std::vector<py::object> entry_names_;  // step, then the states; interned
-  py::object params_key_, grad_key_, is_neg_key_;
-  py::object grad_descriptor_;
+  py::object params_key_, grad_key_, version_key_;
+  py::object grad_descriptor_, increment_version_;
   std::int32_t step_dtype_;
   std::vector<Param> params_;
   std::vector<std::int64_t> sizes_;  // of all, in one place: a step reads them all

@@ -38,6 +38,30 @@ std::optional<std::ptrdiff_t> find_handle(const py::object& tensor) {
   return offset;
 }
 
+template <typename Function>
+void look_up_mangled(void* library, const char* name, Function& function) {
+  function = reinterpret_cast<Function>(dlsym(library, name));
+}
+
+// Keeps of the C++ functions those that do what their names say.
+void find_functions(TorchShim& shim, const py::module_& torch, const py::object& tensor) {
+  look_up_mangled(shim.library, "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
+                  shim.bump_version);
+  look_up_mangled(shim.library, "_ZN2at6native6is_negERKNS_6TensorE", shim.is_neg);
+  if (shim.bump_version != nullptr) {
+    const auto version = [&] { return tensor.attr("_version").cast<std::int64_t>(); };
+    const std::int64_t before = version();
+    shim.bump_version(shim.handle(tensor.ptr()));
+    if (version() != before + 1) shim.bump_version = nullptr;
+  }
+  if (shim.is_neg != nullptr) {
+    const py::object negated = torch.attr("_neg_view")(tensor);
+    const bool holds =
+        shim.is_neg(shim.handle(negated.ptr())) && !shim.is_neg(shim.handle(tensor.ptr()));
+    if (!holds) shim.is_neg = nullptr;
+  }
+}
+
 std::optional<TorchShim> find_in_torch() {
   TorchShim shim{};
   // Loaded long ago, by torch; only asked for here.
@@ -62,6 +86,7 @@ std::optional<TorchShim> find_in_torch() {
     return std::nullopt;
   }
   shim.handle_offset = *offset;
+  find_functions(shim, torch, tensor);
   return shim;
 }
 

@@ -41,6 +41,11 @@ struct TorchShim {
   Getter<std::int32_t> get_dtype, get_device_type, get_device_index;
   Getter<std::int32_t> get_layout;  // null in older releases
 
+  // C++ functions of torch's, by the names that the compiler gives them; null where there is none
+  // of that name. They take a tensor by reference, and a reference to a tensor is a handle.
+  void (*bump_version)(void* handle);  // may throw: the tensor may be one of inference mode
+  bool (*is_neg)(void* handle);
+
   void* library;  // of dlopen
   std::ptrdiff_t handle_offset;
 };

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "../rules/all.h"
+#include "cpu_targets.h"
 #include "storage.h"
 #include "threads.h"
 
@@ -17,6 +18,7 @@ struct Batch {
   const Row* rows;
   std::int64_t num_rows;
   const void* scalars;
+  float grad_scale;
 };
 
 // Below so many elements a second thread takes longer to wake than to do its share.
@@ -30,7 +32,8 @@ std::int64_t claim_size_for(std::int64_t total, int threads) {
 
 template <class Rule, class Format, std::size_t... I>
 HOST_DEVICE void update_tensor(const Row& row, const typename Rule::Scalars scalars,
-                               std::int64_t begin, std::int64_t end, std::index_sequence<I...>) {
+                               const typename Format::compute grad_scale, std::int64_t begin,
+                               std::int64_t end, std::index_sequence<I...>) {
   using Compute = typename Format::compute;
   auto* param = static_cast<typename Format::storage*>(row.param);
   auto* grad = static_cast<const typename Format::storage*>(row.grad);
@@ -41,7 +44,7 @@ HOST_DEVICE void update_tensor(const Row& row, const typename Rule::Scalars scal
   for (std::int64_t i = begin; i < end; ++i) {
     Compute p = Format::load(param[i]);
     Compute state[] = {states[I][i]...};
-    Rule::update(scalars, p, Format::load(grad[i]), state[I]...);
+    Rule::update(scalars, p, Format::load(grad[i]) * grad_scale, state[I]...);
     ((states[I][i] = state[I]), ...);
     param[i] = Format::store(p);
   }
@@ -54,14 +57,14 @@ HOST_DEVICE void update_span(const Batch& batch, const Row* row, std::int64_t be
   const auto* scalars = static_cast<const typename Rule::Scalars*>(batch.scalars);
   for (; begin < end; ++row) {
     const std::int64_t stop = std::min(end, row->first_chunk + row->numel);
-    update_tensor<Rule, Format>(*row, scalars[row->scalars], begin - row->first_chunk,
-                                stop - row->first_chunk,
+    update_tensor<Rule, Format>(*row, scalars[row->scalars], batch.grad_scale,
+                                begin - row->first_chunk, stop - row->first_chunk,
                                 std::make_index_sequence<Rule::num_states>());
     begin = stop;
   }
 }
 
-// The same loop compiled for each instruction set; the attribute reaches all that is inlined.
+// The same loop compiled for each instruction set.
 template <class Rule, class Format>
 void span_baseline(const Batch& batch, const Row* row, std::int64_t begin, std::int64_t end) {
   update_span<Rule, Format>(batch, row, begin, end);
@@ -69,14 +72,13 @@ void span_baseline(const Batch& batch, const Row* row, std::int64_t begin, std::
 
 #ifdef __x86_64__
 template <class Rule, class Format>
-[[gnu::target("avx2")]] void span_avx2(const Batch& batch, const Row* row, std::int64_t begin,
-                                       std::int64_t end) {
+CPU_AVX2 void span_avx2(const Batch& batch, const Row* row, std::int64_t begin, std::int64_t end) {
   update_span<Rule, Format>(batch, row, begin, end);
 }
 
 template <class Rule, class Format>
-[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")]] void span_avx512(
-    const Batch& batch, const Row* row, std::int64_t begin, std::int64_t end) {
+CPU_AVX512 void span_avx512(const Batch& batch, const Row* row, std::int64_t begin,
+                            std::int64_t end) {
   update_span<Rule, Format>(batch, row, begin, end);
 }
 #endif
@@ -98,7 +100,7 @@ Span span_for(const std::string& dtype, const std::string& instruction_set) {
   if (dtype == "bfloat16") return span_for<Rule<float>, BFloat16>(instruction_set);
   if (dtype == "float16") return span_for<Rule<float>, Float16>(instruction_set);
   if (dtype == "float64") return span_for<Rule<double>, Float64>(instruction_set);
-  throw std::invalid_argument("the CPU engine has no parameters of dtype " + dtype);
+  throw no_dtype(dtype);
 }
 
 Span span_for(const std::string& rule, const std::string& dtype,
@@ -111,6 +113,13 @@ Span span_for(const std::string& rule, const std::string& dtype,
 }
 
 }  // namespace
+
+void check_supported(const std::string& instruction_set) {
+  static const std::vector<std::string> supported = instruction_sets();
+  if (std::find(supported.begin(), supported.end(), instruction_set) == supported.end()) {
+    throw std::invalid_argument("this processor does not run instruction set " + instruction_set);
+  }
+}
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names = {"baseline"};
@@ -125,15 +134,12 @@ std::vector<std::string> instruction_sets() {
 }
 
 void step(const std::string& rule, const std::string& dtype, const Row* rows, std::int64_t num_rows,
-          const void* scalars, int threads, const std::string& instruction_set) {
-  static const std::vector<std::string> supported = instruction_sets();
-  if (std::find(supported.begin(), supported.end(), instruction_set) == supported.end()) {
-    throw std::invalid_argument("this processor does not run instruction set " + instruction_set);
-  }
+          const void* scalars, float grad_scale, int threads, const std::string& instruction_set) {
+  check_supported(instruction_set);
   const Span span = span_for(rule, dtype, instruction_set);
   if (num_rows == 0) return;
 
-  const Batch batch{rows, num_rows, scalars};
+  const Batch batch{rows, num_rows, scalars, grad_scale};
   const Row& last = rows[num_rows - 1];
   const std::int64_t total = last.first_chunk + last.numel;
   threads = static_cast<int>(std::clamp<std::int64_t>(total / least_per_thread, 1, threads));

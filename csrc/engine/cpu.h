@@ -15,9 +15,15 @@ constexpr std::int64_t chunk_size = 1;
 std::vector<std::string> instruction_sets();
 
 // One step of `rule` over `num_rows` tensors whose parameters are of `dtype`; `scalars` holds rows
-// of Rule::Scalars in the compute type (double for float64, else float). Throws
-// std::invalid_argument for a rule, dtype or instruction set that does not exist here.
+// of Rule::Scalars in the compute type (double for float64, else float); every gradient is
+// multiplied by `grad_scale`. Throws std::invalid_argument for a rule, dtype or instruction set
+// that does not exist here.
 void step(const std::string& rule, const std::string& dtype, const Row* rows, std::int64_t num_rows,
-          const void* scalars, int threads, const std::string& instruction_set);
+          const void* scalars, float grad_scale, int threads, const std::string& instruction_set);
+
+// The sum of the squares of all gradients, in the order of additions that row.h tells of. Throws as
+// `step`.
+double sum_squares(const std::string& dtype, const GradRow* rows, std::int64_t num_rows,
+                   std::int64_t num_segments, int threads, const std::string& instruction_set);
 
 }  // namespace cpu

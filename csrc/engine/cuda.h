@@ -20,13 +20,33 @@ struct Batch {
   std::int64_t num_rows;
   const void* scalars;  // rows of Rule<float>::Scalars
   std::int64_t num_scalars;
-  std::int64_t num_chunks;  // of all rows together
+  std::int64_t num_chunks;           // of all rows together
+  const Control* control = nullptr;  // on the device, read when the step runs
+
+  // Given, in host memory too, these stand in for the scalars: one count a row, in the same order,
+  // empty rows included. The step is then counted on the device and its scalars made there.
+  const Count* counts = nullptr;
+  const Group* groups = nullptr;
+  std::int64_t num_groups = 0;
 };
 
-// Enqueues the step on a stream of a device, one launch in all. Throws std::invalid_argument for a
-// rule, dtype or size that is not served and std::runtime_error for what CUDA reports.
+// Enqueues the step on a stream of a device: one launch in all, two with counts. Throws
+// std::invalid_argument for a rule, dtype or size that is not served and std::runtime_error for
+// what CUDA reports.
 void step(const std::string& rule, const std::string& dtype, const Batch& batch, int device,
           void* stream);
+
+// Gradients of one device and dtype.
+struct Grads {
+  const GradRow* rows;  // in host memory, as in a Batch
+  std::int64_t num_rows;
+  std::int64_t num_segments;  // of all rows together
+};
+
+// Enqueues the sum of squares of all gradients, in two launches: each segment's sum goes to
+// `partials`, one double a segment, and their total to `out`, both on the device. Throws as step().
+void sum_squares(const std::string& dtype, const Grads& grads, double* partials, double* out,
+                 int device, void* stream);
 
 // The CUDA version of the runtime linked in, as CUDART_VERSION writes it: 13000 for 13.0.
 int runtime_version();

@@ -6,63 +6,14 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 #include <utility>
 
+#include "cuda_memory.h"
 #include "cuda_tuning.h"
 #include "row.h"
 #include "storage.h"
 
 namespace cuda_engine {
-
-constexpr int access_bytes = 16;  // the widest access that all architectures have
-
-// Neighbouring elements of one stream, in registers; aligned so that the compiler reads and writes
-// them in accesses of 128 bits, or in one narrower access where there are fewer.
-template <typename T, int size>
-struct alignas(size * sizeof(T) < access_bytes ? size * sizeof(T) : access_bytes) Pack {
-  T elements[size];
-};
-
-// A pack as the intrinsics for streaming accesses move it.
-template <typename Pack>
-struct Words {
-  using Word = std::conditional_t<sizeof(Pack) < access_bytes, uint2, uint4>;
-  static constexpr int size = sizeof(Pack) / sizeof(Word);
-  Word words[size];
-};
-
-// The assumption spares a generic access where the address was itself read from memory.
-template <int size, typename T>
-__device__ __forceinline__ Pack<T, size> load(const T* from) {
-  __builtin_assume(__isGlobal(from));
-  if constexpr (tuning.streaming_loads && size > 1) {
-    using Parts = Words<Pack<T, size>>;
-    Parts parts;
-#pragma unroll
-    for (int w = 0; w < Parts::size; ++w) {
-      parts.words[w] = __ldcs(reinterpret_cast<const typename Parts::Word*>(from) + w);
-    }
-    return bit_cast<Pack<T, size>>(parts);
-  } else {
-    return *reinterpret_cast<const Pack<T, size>*>(from);
-  }
-}
-
-template <int size, typename T>
-__device__ __forceinline__ void store(T* to, const Pack<T, size>& pack) {
-  __builtin_assume(__isGlobal(to));
-  if constexpr (tuning.streaming_stores && size > 1) {
-    using Parts = Words<Pack<T, size>>;
-    const auto parts = bit_cast<Parts>(pack);
-#pragma unroll
-    for (int w = 0; w < Parts::size; ++w) {
-      __stcs(reinterpret_cast<typename Parts::Word*>(to) + w, parts.words[w]);
-    }
-  } else {
-    *reinterpret_cast<Pack<T, size>*>(to) = pack;
-  }
-}
 
 // The streams of one row: param, grad and the states that the rule has.
 template <typename Rule, typename Format,
@@ -100,11 +51,11 @@ struct Streams<Rule, Format, std::index_sequence<k...>> {
   }
 
   // Moves groups of `size` elements through the rule, the first at index i, the next ones `stride`
-  // elements apart. All loads come before the first arithmetic, so that a thread waits once for
-  // memory, not once for each stream.
+  // elements apart, each gradient times `grad_scale`. All loads come before the first arithmetic,
+  // so that a thread waits once for memory, not once for each stream.
   template <int size, int groups = 1>
-  __device__ __forceinline__ void update(const typename Rule::Scalars& scalars, std::int64_t i,
-                                         std::int64_t stride = 0) const {
+  __device__ __forceinline__ void update(const typename Rule::Scalars& scalars, float grad_scale,
+                                         std::int64_t i, std::int64_t stride = 0) const {
     Pack<Storage, size> param_packs[groups];
     Pack<Storage, size> grad_packs[groups];
     Pack<Compute, size> state_packs[groups][sizeof...(k)];
@@ -119,7 +70,7 @@ struct Streams<Rule, Format, std::index_sequence<k...>> {
 #pragma unroll
       for (int e = 0; e < size; ++e) {
         Compute value = Format::load(param_packs[g].elements[e]);
-        Rule::update(scalars, value, Format::load(grad_packs[g].elements[e]),
+        Rule::update(scalars, value, Format::load(grad_packs[g].elements[e]) * grad_scale,
                      state_packs[g][k].elements[e]...);
         param_packs[g].elements[e] = Format::store(value);
       }
@@ -135,26 +86,14 @@ struct Streams<Rule, Format, std::index_sequence<k...>> {
   }
 };
 
-// The last row that starts at or before this chunk: rows without elements start where the next one
-// does, and are passed over.
-template <typename Table>
-__device__ __forceinline__ int row_of_chunk(const Table& table, std::int64_t chunk) {
-  int low = 0;
-  int high = table.num_rows;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    (table.rows[middle].first_chunk <= chunk ? low : high) = middle;
-  }
-  return low;
-}
-
 // What a block does for the chunk of this number in the whole table. Where all streams reach a
 // 128-bit boundary at the same element, every chunk but a row's first begins at such an element:
 // chunk boundaries are shifted by the head, which the first takes on. Else the body is empty and
 // all elements are updated one by one.
 template <typename Rule, typename Format, typename Table>
-__device__ __forceinline__ void update_chunk(const Table& table, std::int64_t number) {
-  const Row row = table.rows[row_of_chunk(table, number)];
+__device__ __forceinline__ void update_chunk(const Table& table, float grad_scale,
+                                             std::int64_t number) {
+  const Row row = table.rows[row_of(table, number)];
   const typename Rule::Scalars scalars = table.scalars[row.scalars];
   const Streams<Rule, Format> streams(row);
   constexpr int group = Streams<Rule, Format>::group;
@@ -173,31 +112,33 @@ __device__ __forceinline__ void update_chunk(const Table& table, std::int64_t nu
   if constexpr (tuning.groups > 1) {
 #pragma unroll 1
     for (; i + (tuning.groups - 1) * round < tail; i += tuning.groups * round) {
-      streams.template update<group, tuning.groups>(scalars, i, round);
+      streams.template update<group, tuning.groups>(scalars, grad_scale, i, round);
     }
   }
 #pragma unroll 1
-  for (; i < tail; i += round) streams.template update<group>(scalars, i);
+  for (; i < tail; i += round) streams.template update<group>(scalars, grad_scale, i);
 
   // The elements before the body and after it, as one range.
 #pragma unroll 1
   for (i = begin + threadIdx.x; i < end - (tail - body); i += tuning.block_threads) {
-    streams.template update<1>(scalars, i < body ? i : i + (tail - body));
+    streams.template update<1>(scalars, grad_scale, i < body ? i : i + (tail - body));
   }
 }
 
 template <typename Rule, typename Format, typename Table>
 __global__ void __launch_bounds__(tuning.block_threads, tuning.min_blocks)
     step_kernel(const __grid_constant__ Table table) {
+  const Control control = control_at(table.control);
+  if (control.skip != 0) return;
   if constexpr (tuning.persistent) {
     const Row& last = table.rows[table.num_rows - 1];
     const std::int64_t num_chunks =
         last.first_chunk + (last.numel + tuning.chunk_size - 1) / tuning.chunk_size;
     for (std::int64_t chunk = blockIdx.x; chunk < num_chunks; chunk += gridDim.x) {
-      update_chunk<Rule, Format>(table, chunk);
+      update_chunk<Rule, Format>(table, control.grad_scale, chunk);
     }
   } else {
-    update_chunk<Rule, Format>(table, blockIdx.x);
+    update_chunk<Rule, Format>(table, control.grad_scale, blockIdx.x);
   }
 }
 

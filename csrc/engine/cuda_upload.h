@@ -1,12 +1,16 @@
-// The way of a large tensor table to the device: a few pinned buffers, each with its copy on the
-// device, used in turn. In steady state nothing is allocated, and nothing waits unless the host
-// runs a whole ring of launches ahead of the device.
+// The way of a table to the device where a kernel's parameter cannot hold it: a few pinned buffers,
+// each with its copy on the device, used in turn. In steady state nothing is allocated, and nothing
+// waits unless the host runs a whole ring of launches ahead of the device.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <array>
 #include <cstddef>
+#include <cstring>
+#include <initializer_list>
+#include <map>
+#include <mutex>
 
 #include "cuda_support.h"
 
@@ -52,5 +56,44 @@ class UploadRing {
   std::array<UploadSlot, 8> slots_;
   std::size_t turn_ = 0;
 };
+
+inline std::mutex upload_mutex;
+inline std::map<int, UploadRing> upload_rings;  // by device
+
+// Host memory that goes to the device; it may change once it was handed over.
+struct Piece {
+  const void* from;
+  std::size_t bytes;
+};
+
+// Copies pieces end to end into a buffer on the device, in one copy, and calls `launch` with the
+// buffer's address. What it enqueues on the stream may read them and use `workspace` bytes behind.
+template <typename Launch>
+void upload(std::initializer_list<Piece> pieces, std::size_t workspace, int device,
+            cudaStream_t stream, Launch launch) {
+  const std::lock_guard<std::mutex> lock(upload_mutex);
+  const RelaxedCapture relaxed;
+
+  cudaStreamCaptureStatus capture;
+  check(cudaStreamIsCapturing(stream, &capture), "asking whether the stream is being captured");
+  const bool captured = capture != cudaStreamCaptureStatusNone;
+
+  std::size_t bytes = 0;
+  for (const Piece& piece : pieces) bytes += piece.bytes;
+  // A replayed graph reads the pinned memory again, at any later time: that slot is the graph's.
+  UploadSlot kept;
+  if (captured) kept.reserve(bytes + workspace);
+  const UploadSlot& slot = captured ? kept : upload_rings[device].next(bytes + workspace);
+
+  std::byte* to = slot.host;
+  for (const Piece& piece : pieces) {
+    std::memcpy(to, piece.from, piece.bytes);
+    to += piece.bytes;
+  }
+  check(cudaMemcpyAsync(slot.device, slot.host, bytes, cudaMemcpyHostToDevice, stream),
+        "uploading the tensor table");
+  launch(slot.device);
+  if (!captured) check(cudaEventRecord(slot.consumed, stream), "recording an event");
+}
 
 }  // namespace cuda_engine

@@ -1,13 +1,14 @@
 // AdaMod: what one element does in one step. Ding et al., arXiv 1910.12249, algorithm 1.
 //
 // Every operation below is IEEE, rounded once, in the order written: with contraction off, each
-// compiler and each backend gives the same bits. Scalars come ready-made, one row per distinct
-// (hyperparameters, step); adamod_fused/reference.py prepares them and says what each one is.
+// compiler and each backend gives the same bits. Scalars are prepared once per distinct
+// (hyperparameters, step), in float64; adamod_fused/reference.py says what each one is.
 #pragma once
 
 #include <cmath>
 
 #include "../host_device.h"
+#include "integer_power.h"
 
 template <typename T>
 struct AdaMod {
@@ -23,6 +24,39 @@ struct AdaMod {
     T step_size, denom_scale, update_scale;  // where the bias corrections sit: a, b, c
     T param_decay;                           // 1 - lr * weight_decay
   };
+
+  // What a param group sets, in float64.
+  struct Hyperparameters {
+    double lr, beta1, beta2, beta3, eps, weight_decay;
+    double maximize, released;  // 0 or 1; released: the variant of the authors' code
+  };
+
+  // The scalars of a step, the first being 1: operation for operation those of reference.py.
+  HOST_DEVICE static Scalars prepare(std::int64_t step, const Hyperparameters& h) {
+    const double bias_correction1 = 1 - integer_power(h.beta1, step);
+    const double bias_correction2 = 1 - integer_power(h.beta2, step);
+    double step_size = h.lr, denom_scale = 1, update_scale = 1;
+    if (h.released != 0) {
+      step_size = h.lr * std::sqrt(bias_correction2) / bias_correction1;
+    } else {
+      denom_scale = 1 / std::sqrt(bias_correction2);
+      update_scale = 1 / bias_correction1;
+    }
+    Scalars s;
+    s.grad_sign = static_cast<T>(h.maximize != 0 ? -1 : 1);
+    s.beta1 = static_cast<T>(h.beta1);
+    s.one_minus_beta1 = static_cast<T>(1 - h.beta1);
+    s.beta2 = static_cast<T>(h.beta2);
+    s.one_minus_beta2 = static_cast<T>(1 - h.beta2);
+    s.beta3 = static_cast<T>(h.beta3);
+    s.one_minus_beta3 = static_cast<T>(1 - h.beta3);
+    s.eps = static_cast<T>(h.eps);
+    s.step_size = static_cast<T>(step_size);
+    s.denom_scale = static_cast<T>(denom_scale);
+    s.update_scale = static_cast<T>(update_scale);
+    s.param_decay = static_cast<T>(1 - h.lr * h.weight_decay);
+    return s;
+  }
 
   HOST_DEVICE static void update(const Scalars& s, T& param, T grad, T& exp_avg, T& exp_avg_sq,
                                  T& exp_avg_lr) {

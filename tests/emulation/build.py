@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sysconfig
 from pathlib import Path
-from types import ModuleType
 
 EMULATION = Path(__file__).resolve().parent
 CSRC = EMULATION.parents[1] / "csrc"
@@ -46,19 +44,4 @@ def build_emulated_cuda(out_dir: Path, sanitize: bool = ASAN_IS_LOADED, tuning: 
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
-    return module
-
-
-def import_extension(path: Path) -> ModuleType:
-    """Import an extension module from a file, whatever the import path holds.
-
-    Its name is told by the last part; without the first, pybind11 3 would hand out again the
-    module that it has made under that name, from another file.
-    """
-    name = path.name.split(".")[0]
-    spec = importlib.util.spec_from_file_location(f"{path.parent}.{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     return module

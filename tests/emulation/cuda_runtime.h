@@ -16,11 +16,14 @@
 #include <map>
 #include <vector>
 
+#include "fibers.h"
+
 #define CUDART_VERSION 12010
 #define __CUDA_ARCH_LIST__ 800, 900
 
 #define __global__
 #define __device__
+#define __shared__ static  // one block runs at a time; what it finds there is an earlier one's
 #define __forceinline__ inline
 #define __grid_constant__
 #define __launch_bounds__(...)
@@ -75,6 +78,7 @@ inline struct Emulation {
   bool lazy = false, capturing = false, relaxed = false;
   cudaStream_t captured_stream = nullptr;
   std::vector<Work> graph;
+  Fibers threads;  // of the block that runs
 
   bool access(const void* address) {
     ++accesses;
@@ -159,6 +163,28 @@ void __stcs(Word* address, Word value) {
   std::memcpy(address, &value, sizeof(value));
 }
 
+// Threads that wait for each other. A warp's exchange waits for all warps that have not ended: at
+// one moment, all of a block wait for the same thing.
+
+inline void wait_for_block(const void* barrier) { threadIdx.x = emulation.threads.wait(barrier); }
+
+inline void __syncthreads() {
+  static const char barrier = 0;
+  wait_for_block(&barrier);
+}
+template <typename T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
+  static const char barrier = 0;
+  // Two turns, as some threads post the next value while others have yet to read this one.
+  static T posted[2][1024];
+  static unsigned calls[1024];
+  if (mask != 0xffffffff) std::abort();  // part of a warp: not emulated
+  const unsigned turn = calls[threadIdx.x]++ % 2;
+  posted[turn][threadIdx.x] = value;
+  wait_for_block(&barrier);
+  return threadIdx.x % 32 + delta < 32 ? posted[turn][threadIdx.x + delta] : value;
+}
+
 // Memory: the host's, filled with junk, never freed by the engine either.
 
 inline cudaError_t cudaMalloc(void** address, std::size_t bytes) {
@@ -236,7 +262,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   emulation.enqueue(config->stream, [=, grid = config->gridDim.x, block = config->blockDim.x] {
     gridDim.x = grid;
     for (blockIdx.x = grid; blockIdx.x-- > 0;) {
-      for (threadIdx.x = 0; threadIdx.x < block; ++threadIdx.x) kernel(arguments...);
+      emulation.threads.run_all(block, [&](unsigned thread) {
+        threadIdx.x = thread;
+        kernel(arguments...);
+      });
     }
   });
   return cudaSuccess;

@@ -1,0 +1,195 @@
+"""Takes the host time of a step on a CPU apart; `python -m bench.host` prints and records it.
+
+A step of 1,000 tensors of 64 elements, next to all of which is the host's. The parts are timed
+within whole steps, at the edges of what ``Plan`` and the backend are asked to do, so that each
+finds in the caches what the parts before it left there, and all of them add up to the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from adamod_fused.backends.cpu import CpuBackend
+from adamod_fused.console import Console, open_console
+from adamod_fused.plan import Plan
+
+from . import machine
+from .check import RESULTS
+from .clocks import no_garbage_collection
+from .contestants import ours
+from .lists import LISTS, ParamList
+from .record import Spread, save_json
+from .report import three_digits
+from .work import ValuesAndGrads, Work
+
+SCHEMA = 1
+CPU = torch.device("cpu")
+PARAMS = LISTS["small-1000"]
+WARM_UP = 5
+ROUNDS = 8  # taking turns, for a shared machine is slow for some seconds and then fast again
+STEPS = 50
+
+PARTS = {
+    "refresh": "tensors checked, addresses taken down",
+    "scalars": "hyperparameters made ready",
+    "kernel": "the backend, with the work itself",
+    "advance": "step counts and version counters",
+    "rest": "torch's hook, hyperparameters checked",
+    "step": "all of it",
+}
+GRADS = ("kept", "new")  # as after zero_grad(set_to_none=False), and as after zero_grad()
+
+
+@dataclass(frozen=True)
+class HostRecord:
+    """What a run found; times in nanoseconds a tensor."""
+
+    schema: int
+    date: str
+    commit: str | None
+    machine: dict[str, str | int | float | None]
+    versions: dict[str, str]
+    list: str
+    tensors: int
+    elements: int
+    ns_per_tensor: dict[str, dict[str, Spread]]
+    """Of each of GRADS, of each of PARTS."""
+
+
+class Edges:
+    """When a step and its parts begin and end, in seconds."""
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
+        self._at: dict[str, tuple[float, float]] = {}
+
+    def timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """``call``, which from here on leaves its edges under ``name``."""
+
+        def run(*arguments: Any) -> Any:
+            start = self._now()
+            result = call(*arguments)
+            self._at[name] = (start, self._now())
+            return result
+
+        return run
+
+    def parts(self) -> dict[str, float]:
+        """Seconds of each part of the last step."""
+        (step, step_end), (refresh, refresh_end) = self._at["step"], self._at["refresh"]
+        (run, run_end), (kernel, kernel_end) = self._at["run"], self._at["kernel"]
+        seconds = {
+            "refresh": refresh_end - refresh,
+            "scalars": kernel - run,
+            "kernel": kernel_end - kernel,
+            "advance": run_end - kernel_end,
+        }
+        step_seconds = step_end - step
+        return seconds | {"rest": step_seconds - sum(seconds.values()), "step": step_seconds}
+
+
+@contextmanager
+def watched(edges: Edges) -> Iterator[None]:
+    """All steps of ours on a CPU leave their edges."""
+    with ExitStack() as patches:
+        for owner, method, name in (
+            (Plan, "refresh", "refresh"),
+            (Plan, "run", "run"),
+            (CpuBackend, "run", "kernel"),
+        ):
+            timed = edges.timed(name, getattr(owner, method))
+            patches.enter_context(patch.object(owner, method, timed))
+        yield
+
+
+def measure(params: ParamList, new_grads: bool, steps: int) -> dict[str, list[float]]:
+    """Nanoseconds a tensor of each part, float32, after some steps that do not count."""
+    work = Work(ours("cpu"), ValuesAndGrads.make(params.shapes, torch.float32, CPU))
+    work.make_grads()
+    edges = Edges()
+    step = edges.timed("step", work.step)
+    found: dict[str, list[float]] = {part: [] for part in PARTS}
+    with watched(edges), no_garbage_collection():
+        for turn in range(WARM_UP + steps):
+            if new_grads:
+                work.make_grads()
+            step()
+            for part, seconds in edges.parts().items() if turn >= WARM_UP else ():
+                found[part].append(seconds / params.tensors * 1e9)
+    return found
+
+
+def profile(params: ParamList, steps: int, commit: str | None) -> HostRecord:
+    facts = machine.machine(CPU)  # before any work, for the load of others
+    found = {grads: {part: list[float]() for part in PARTS} for grads in GRADS}
+    for _ in range(ROUNDS):
+        for grads, parts in found.items():
+            for part, values in measure(params, grads == "new", steps).items():
+                parts[part] += values
+    return HostRecord(
+        schema=SCHEMA,
+        date=machine.date(),
+        commit=commit or machine.commit(),
+        machine=facts,
+        versions=machine.versions(()),
+        list=params.name,
+        tensors=params.tensors,
+        elements=params.numel,
+        ns_per_tensor={
+            grads: {part: Spread.of(values) for part, values in parts.items()}
+            for grads, parts in found.items()
+        },
+    )
+
+
+def show(console: Console, record: HostRecord) -> None:
+    """A row for each part: medians, and what the part is."""
+    rows = [
+        (part, *(three_digits(record.ns_per_tensor[grads][part].median) for grads in GRADS), what)
+        for part, what in PARTS.items()
+    ]
+    console.line(f"{record.list}: {record.tensors:,} tensors; median ns a tensor")
+    console.table(("part", *(f"grads {grads}" for grads in GRADS), "what it is"), rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.host", description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, metavar="FOLDER", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--steps", type=_steps, default=STEPS, help=f"of {ROUNDS} rounds each; default: %(default)s"
+    )
+    parser.add_argument("--commit", help="of these sources, where there is no repository")
+    given = parser.parse_args(arguments)
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(str(error))
+    console = open_console()
+    record = profile(PARAMS, given.steps, given.commit)
+    show(console, record)
+    path = given.out / "host-cpu.json"
+    save_json(asdict(record), path)
+    console.line(f"record: {path.resolve()}")
+    return 0
+
+
+def _steps(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
