@@ -7,6 +7,7 @@ every rank at once. A rank that fails, or is late, ends all of them; the next ru
 from __future__ import annotations
 
 import datetime
+import faulthandler
 import multiprocessing
 import time
 import traceback
@@ -31,6 +32,7 @@ def serve(rank: int, pipe: Connection) -> None:
             function, world_size, device, store, args = pipe.recv()
         except EOFError:
             return
+        faulthandler.dump_traceback_later(SECONDS - GRACE)  # to stderr: where a late rank stands
         try:
             if device == "cuda":
                 torch.cuda.set_device(rank)
@@ -47,6 +49,7 @@ def serve(rank: int, pipe: Connection) -> None:
         except BaseException:  # noqa: BLE001 - the parent process raises it
             pipe.send(traceback.format_exc())
             return
+        faulthandler.cancel_dump_traceback_later()
 
 
 class Ranks:
