@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from . import execution, validation
 from .control import Clip, check_max_norm, clip_of, control, hand_over, scale_of
 from .plan import DeviceNumber, Plan
 from .reference import COMPUTE_DTYPES
+
+if TYPE_CHECKING:
+    from .gradient_release import GradientRelease
 
 
 def as_numbers(value: Any) -> Any:
@@ -75,6 +78,7 @@ class FusedOptimizer(Optimizer):
     def _forget_plan(self) -> None:
         self._plan: Plan | None = None
         self._is_stepping = False
+        self._release: GradientRelease | None = None
         self._clip: Clip | None = None  # for the next step
         self._checked: list[dict[str, Any]] = []  # hyperparameters that passed, a dict a group
         self._counts_on_device = False  # needed by something that only a device knows
@@ -132,6 +136,12 @@ class FusedOptimizer(Optimizer):
         if torch.compiler.is_compiling():
             self._step_in_graph()
             return loss
+        self._step_exclusively()
+        if self._release is not None:
+            self._release.free()
+        return loss
+
+    def _step_exclusively(self) -> None:
         if self._is_stepping:
             raise RuntimeError(
                 "step() was called while this optimizer is stepping, by another thread or by code "
@@ -142,11 +152,12 @@ class FusedOptimizer(Optimizer):
             self._step()
         finally:
             self._is_stepping = False
-        return loss
 
     def _step(self) -> None:
         hyperparameters = self._hyperparameters()
         grad_scale, found_inf = self._amp()
+        if grad_scale is not None or found_inf is not None:
+            self._check_not_released("a GradScaler")
         if found_inf is not None or (self._clip is not None and self._clip.scaled):
             self._counts_on_device = True
         plan = self._refreshed_plan()
@@ -161,6 +172,13 @@ class FusedOptimizer(Optimizer):
     def _amp(self) -> tuple[Tensor | None, Tensor | None]:
         """What a GradScaler sets for the time of a step: the loss scale, and whether to skip."""
         return getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+
+    def _check_not_released(self, who: str) -> None:
+        if self._release is not None:
+            raise RuntimeError(
+                f"{who} needs all gradients before the first step, and release_gradients() steps "
+                "and frees them during backward; remove() its handle"
+            )
 
     def _is_controlled(self) -> bool:
         """Whether something holds for all gradients of the next step."""
@@ -223,6 +241,7 @@ class FusedOptimizer(Optimizer):
             As ``step``: something cannot be stepped.
         """
         bound = check_max_norm(max_norm)
+        self._check_not_released("clip_grad_norm_()")
         if norm_type != 2:
             if grad_scaler is not None and grad_scaler.is_enabled():
                 raise ValueError(

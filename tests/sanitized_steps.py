@@ -1,6 +1,7 @@
 """What compute-sanitizer watches: steps, and counts and sums of squares on the GPU.
 
-On request one planted error instead. Run with PYTORCH_NO_CUDA_MEMORY_CACHING=1, so that no tensor has room beyond its last element.
+On request one planted error instead. Run with PYTORCH_NO_CUDA_MEMORY_CACHING=1, so that no tensor
+has room beyond its last element.
 """
 
 from __future__ import annotations

@@ -1,0 +1,117 @@
+"""Steps inside the backward pass: each gradient is used and freed as soon as it is complete.
+
+Then the gradients of a model never exist all at once. The idea is that of LOMO (Lv et al., arXiv
+2306.09782) and of torch's tutorial on optimizer steps in backward; here small tensors wait for one
+another, so that each launch has work enough.
+"""
+
+from __future__ import annotations
+
+import threading
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .optimizer import FusedOptimizer
+
+BATCH_NUMEL = 1 << 20
+
+
+class GradientRelease:
+    """The hooks of :func:`release_gradients`; ``remove()`` takes them away again."""
+
+    def __init__(self, optimizer: FusedOptimizer, batch_numel: int) -> None:
+        self._optimizer = optimizer
+        self._batch_numel = batch_numel
+        self._waiting = 0  # elements whose gradients are there
+        # Autograd has a thread for each device.
+        self._lock = threading.Lock()
+        self._handles = [
+            param.register_post_accumulate_grad_hook(self._take)  # type: ignore[no-untyped-call]
+            for param in self._params()
+            if param.requires_grad
+        ]
+
+    def _params(self) -> chain[Tensor]:
+        return chain.from_iterable(group["params"] for group in self._optimizer.param_groups)
+
+    def _take(self, param: Tensor) -> None:
+        with self._lock:
+            self._waiting += param.numel()
+            if self._waiting >= self._batch_numel:
+                with torch.no_grad():
+                    self._optimizer._step_exclusively()
+                self.free()
+
+    def free(self) -> None:
+        """Frees all gradients, which have been stepped with."""
+        self._waiting = 0
+        for param in self._params():
+            param.grad = None
+
+    def remove(self) -> None:
+        """Takes the hooks away: gradients stay until ``step()`` and ``zero_grad()`` again."""
+        for handle in self._handles:
+            handle.remove()
+        self._optimizer._release = None
+
+
+def release_gradients(
+    model: nn.Module, optimizer: FusedOptimizer, *, batch_numel: int = BATCH_NUMEL
+) -> GradientRelease:
+    """Has ``optimizer`` step each parameter of ``model`` during backward and free its gradient.
+
+    The training loop stays as it is: ``optimizer.step()`` after backward steps what is left, so it
+    must follow each backward pass, and gradients cannot be accumulated over several. The bits are
+    those of ``step()`` after backward, as long as no parameter is read again by the backward pass
+    after its gradient is complete, which autograd itself makes sure of with an error.
+
+    Args:
+        model: whose parameters ``optimizer`` has, all of them that require gradients.
+        optimizer: an optimizer of this package.
+        batch_numel: tensors wait until so many elements are to be stepped. Default: 2^20.
+
+    Returns:
+        A handle whose ``remove()`` undoes it.
+
+    Raises:
+        TypeError: ``model`` is a DistributedDataParallel, whose gradients are not reduced yet when
+            they are first there; ``optimizer`` is not of this package.
+        ValueError: the model has parameters that the optimizer does not; bad ``batch_numel``.
+        RuntimeError: the gradients of ``optimizer`` are released already. Later: gradients are to
+            be clipped by their common norm, or a GradScaler is to skip a step: both need all
+            gradients before the first step.
+
+    Example:
+        >>> import torch
+        >>> from adamod_fused import AdaMod, release_gradients
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = AdaMod(model.parameters(), lr=1e-3)
+        >>> handle = release_gradients(model, optimizer)
+        >>> model(torch.ones(2, 4)).sum().backward()
+        >>> optimizer.step()
+    """
+    if isinstance(model, DistributedDataParallel):
+        raise TypeError(
+            "release_gradients cannot serve a DistributedDataParallel model: it reduces gradients "
+            "after they are first there; use fully_shard (FSDP2), or step after backward"
+        )
+    if not isinstance(optimizer, FusedOptimizer):
+        raise TypeError(
+            f"release_gradients needs an optimizer of adamod_fused, got {type(optimizer).__name__}"
+        )
+    if not isinstance(batch_numel, int) or batch_numel < 1:
+        raise ValueError(f"batch_numel must be an integer >= 1, got {batch_numel!r}")
+    if optimizer._release is not None:
+        raise RuntimeError("the gradients of this optimizer are released already; remove() first")
+    known = {param for group in optimizer.param_groups for param in group["params"]}
+    unknown = [name for name, p in model.named_parameters() if p.requires_grad and p not in known]
+    if unknown:
+        raise ValueError(
+            f"the model has parameters that the optimizer does not: {', '.join(unknown[:3])}; "
+            "add them, or call requires_grad_(False) on them"
+        )
+    optimizer._release = GradientRelease(optimizer, batch_numel)
+    return optimizer._release

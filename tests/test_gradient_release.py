@@ -1,0 +1,161 @@
+"""release_gradients: the same bits as stepping after backward, and less memory at its peak."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import OPTIONS, assert_same_training, params_of
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from adamod_fused import AdaMod, release_gradients
+from adamod_fused.backends.cpu import CpuBackend
+
+
+def make_model(dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    shared = nn.Linear(16, 16)  # used twice: its gradient is complete after both
+    layers = [nn.Linear(8, 16), nn.Tanh(), shared, nn.Tanh(), shared, nn.LayerNorm(16)]
+    return nn.Sequential(*layers, nn.Linear(16, 1)).to(dtype)
+
+
+def make_pair(backend: str, dtype: torch.dtype = torch.float32) -> list[tuple[nn.Module, AdaMod]]:
+    pairs = []
+    for _ in range(2):
+        model = make_model(dtype)
+        params = list(model.parameters())
+        groups = [{"params": params[:3]}, {"params": params[3:], "lr": 0.01, "betas": (0.5, 0.9)}]
+        pairs.append((model, AdaMod(groups, **OPTIONS, backend=backend)))
+    return pairs
+
+
+def backward(model: nn.Module, seed: int) -> None:
+    dtype = next(model.parameters()).dtype
+    inputs = torch.randn(32, 8, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    model(inputs).square().mean().backward()
+
+
+@pytest.mark.parametrize("batch_numel", [1, 100, 1 << 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_same_bits(dtype: torch.dtype, batch_numel: int, backend: str) -> None:
+    (model, optimizer), (twin_model, twin) = make_pair(backend, dtype)
+    release_gradients(model, optimizer, batch_numel=batch_numel)
+    schedulers = [torch.optim.lr_scheduler.ExponentialLR(o, 0.7) for o in (optimizer, twin)]
+    for step in range(4):
+        backward(model, step)
+        backward(twin_model, step)
+        optimizer.step()
+        twin.step()
+        twin.zero_grad()
+        for scheduler in schedulers:
+            scheduler.step()
+        assert all(param.grad is None for param in params_of(optimizer))
+        assert_same_training(optimizer, twin)
+
+
+def test_gradients_are_freed_during_backward() -> None:
+    (model, optimizer), _ = make_pair("cpu")
+    counts = []
+    for param in params_of(optimizer):  # called when one more gradient is about to be there
+        param.register_hook(lambda _: counts.append(sum(p.grad is not None for p in params)))
+    params = params_of(optimizer)
+    release_gradients(model, optimizer, batch_numel=1)
+    backward(model, 0)
+    assert len(counts) == len(params)
+    assert set(counts) == {0}
+
+
+def test_small_tensors_share_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    (model, optimizer), _ = make_pair("cpu")
+    sizes = sum(param.numel() for param in params_of(optimizer))
+    run, launches = CpuBackend.run, []
+    monkeypatch.setattr(CpuBackend, "run", lambda *a: (launches.append(1), run(*a)))
+    handle = release_gradients(model, optimizer, batch_numel=1)
+    backward(model, 0)
+    assert len(launches) == len(params_of(optimizer))
+    handle.remove()
+    launches.clear()
+    release_gradients(model, optimizer, batch_numel=sizes // 2)
+    backward(model, 1)
+    optimizer.step()
+    assert len(launches) == 2
+
+
+def test_removed_it_is_as_before() -> None:
+    (model, optimizer), (twin_model, twin) = make_pair("cpu")
+    release_gradients(model, optimizer, batch_numel=1).remove()
+    backward(model, 0)
+    backward(twin_model, 0)
+    assert all(param.grad is not None for param in params_of(optimizer))
+    norm = optimizer.clip_grad_norm_(0.1)
+    assert norm == twin.clip_grad_norm_(0.1)
+    optimizer.step()
+    twin.step()
+    assert_same_training(optimizer, twin)
+
+
+def test_what_needs_all_gradients_says_so() -> None:
+    (model, optimizer), _ = make_pair("cpu")
+    release_gradients(model, optimizer)
+    backward(model, 0)
+    with pytest.raises(RuntimeError, match=r"clip_grad_norm_\(\) needs all gradients .*remove\(\)"):
+        optimizer.clip_grad_norm_(1.0)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(torch.ones(()))
+    with pytest.raises(RuntimeError, match=r"a GradScaler needs all gradients .*remove\(\)"):
+        scaler.step(optimizer)
+
+
+def test_bad_input() -> None:
+    model = make_model()
+    optimizer = AdaMod(model.parameters())
+    with pytest.raises(TypeError, match="needs an optimizer of adamod_fused, got Adam"):
+        release_gradients(model, torch.optim.Adam(model.parameters()))
+    with pytest.raises(ValueError, match="batch_numel must be an integer >= 1, got 0"):
+        release_gradients(model, optimizer, batch_numel=0)
+    with pytest.raises(ValueError, match=r"parameters that the optimizer does not: 0\.weight; add"):
+        release_gradients(
+            model, AdaMod([p for n, p in model.named_parameters() if n != "0.weight"])
+        )
+    with pytest.raises(TypeError, match="DistributedDataParallel model: it reduces gradients"):
+        release_gradients(object.__new__(DistributedDataParallel), optimizer)
+    release_gradients(model, optimizer)
+    with pytest.raises(RuntimeError, match="released already"):
+        release_gradients(model, optimizer)
+
+
+PEAK = """
+import resource, sys, torch
+from adamod_fused import AdaMod, release_gradients
+torch.set_num_threads(1)
+model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(24)))  # 4 MiB each
+optimizer = AdaMod(model.parameters())
+def step():
+    model(torch.ones(1, 1024)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+for param in model.parameters():  # makes the states with one gradient at a time
+    param.grad = torch.zeros_like(param)
+    optimizer.step()
+    optimizer.zero_grad()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if sys.argv[1] == "released":
+    release_gradients(model, optimizer)
+step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def peak_kib(how: str) -> int:
+    command = [sys.executable, "-c", PEAK, how]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    return int(result.stdout)
+
+
+def test_the_peak_of_memory_drops() -> None:
+    """Of 96 MiB of gradients a fifth at the most is left."""
+    assert peak_kib("kept") > 80 << 10
+    assert peak_kib("released") < 20 << 10
