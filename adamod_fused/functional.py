@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import lists, reference
 from .adamod import check_hyperparameters
-from .optimizer import as_numbers
+from .hyperparameters import as_numbers
 
 
 def adamod(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from . import lists
-from .optimizer import as_numbers
+from .hyperparameters import as_numbers
 
 # By how `prepare` annotates an argument. Numbers are tensors: one that a scheduler changes is then
 # an input of a compiled graph, where a float would be a constant of it.

@@ -18,30 +18,12 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import execution, validation
 from .control import Clip, check_max_norm, clip_of, control, hand_over, scale_of
-from .plan import DeviceNumber, Plan
+from .hyperparameters import as_numbers, is_on_device
+from .plan import Plan
 from .reference import COMPUTE_DTYPES
 
 if TYPE_CHECKING:
     from .gradient_release import GradientRelease
-
-
-def as_numbers(value: Any) -> Any:
-    """Hyperparameters may be 0-dim tensors; rules want numbers, or what a device reads itself."""
-    if isinstance(value, (float, int, str)):  # first, since asking for Tensor takes longest
-        return value
-    if isinstance(value, Tensor):
-        if value.device.type == "cuda":
-            return DeviceNumber(value)
-        return value.item() if value.numel() == 1 else value.tolist()
-    if isinstance(value, (tuple, list)):
-        return tuple(as_numbers(item) for item in value)
-    return value
-
-
-def _is_on_device(value: Any) -> bool:
-    if isinstance(value, DeviceNumber):
-        return True
-    return isinstance(value, tuple) and any(map(_is_on_device, value))
 
 
 def _as_booleans(flags: list[Tensor]) -> list[bool]:
@@ -318,7 +300,7 @@ class FusedOptimizer(Optimizer):
             for group in self.param_groups:
                 self._check_group(group)
             self._checked = values
-            on_device = any(_is_on_device(v) for group in values for v in group.values())
+            on_device = any(is_on_device(v) for group in values for v in group.values())
             self._counts_on_device |= on_device
         return values
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +28,7 @@ from .dtensor import (
     summed_over_shards,
     wrapped,
 )
+from .hyperparameters import DeviceNumber, on_host
 from .reference import COMPUTE_DTYPES, step_, sum_squares
 
 Groups = Sequence[dict[str, Any]]
@@ -66,23 +66,6 @@ class ReferenceStep(NamedTuple):
     param: Tensor
     grad: Tensor
     states: dict[str, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class DeviceNumber:
-    """A hyperparameter that a device reads at every step, of one element; equal where the same."""
-
-    tensor: Tensor
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, DeviceNumber) and other.tensor is self.tensor
-
-
-def on_host(value: Any) -> Any:
-    """A hyperparameter with all numbers on the host: those of a device are waited for."""
-    if isinstance(value, DeviceNumber):
-        return value.tensor.item()
-    return tuple(map(on_host, value)) if isinstance(value, tuple) else value
 
 
 _how = operator.itemgetter(*execution.DEFAULTS)

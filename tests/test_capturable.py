@@ -24,7 +24,8 @@ from helpers import (
 )
 
 from adamod_fused import AdaMod
-from adamod_fused.plan import DeviceNumber, Plan
+from adamod_fused.hyperparameters import DeviceNumber
+from adamod_fused.plan import Plan
 from adamod_fused.reference import AdaMod as Rule
 
 pytestmark = pytest.mark.usefixtures("emulated_as_cuda")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..adamod import AdaMod
-from ..optimizer import as_numbers
+from ..hyperparameters import plain_numbers
 from ..validation import check_choice
 from .formats import (
     ADAMOD,
@@ -142,7 +142,7 @@ def convert(
 def _other_entries(group: Group, form: Format) -> Group:
     """What a group holds that is not the optimizer's: params, names, a scheduler's numbers."""
     return {
-        name: copy.deepcopy(as_numbers(value) if isinstance(value, Tensor) else value)
+        name: copy.deepcopy(plain_numbers(value) if isinstance(value, Tensor) else value)
         for name, value in group.items()
         if name not in form.unused
     }
@@ -171,7 +171,7 @@ def _templates(groups: list[Group], optimizer: AdaMod | None) -> list[Group]:
 def _decays(
     groups: list[Group], form: Format, given: float | Sequence[float] | None
 ) -> Sequence[float]:
-    saved = [as_numbers(group["weight_decay"]) for group in groups]
+    saved = [plain_numbers(group["weight_decay"]) for group in groups]
     if given is None:
         for index, group in enumerate(groups):
             reason = form.other_decay(group) if saved[index] != 0 else None
@@ -182,7 +182,7 @@ def _decays(
                     f"groups or one for each, such as the saved numbers: weight_decay={saved}"
                 )
         return saved
-    decays: Any = as_numbers(given)
+    decays: Any = plain_numbers(given)
     if not isinstance(decays, (tuple, list)):
         return [decays] * len(groups)
     if len(decays) != len(groups):

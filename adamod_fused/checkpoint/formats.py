@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..optimizer import as_numbers
+from ..hyperparameters import plain_numbers
 from ..reference import COMPUTE_DTYPES, AdaMod
 from ..validation import MAX_STEP, check_range, label
 
@@ -48,7 +48,7 @@ class ParamState(NamedTuple):
 
 
 def _pick(group: Group, *names: str) -> Group:
-    return {name: as_numbers(group[name]) for name in names if name in group}
+    return {name: plain_numbers(group[name]) for name in names if name in group}
 
 
 def _torch_decay(group: Group) -> str | None:
@@ -74,13 +74,13 @@ def _amsgrad(group: Group) -> str | None:
 def _released(group: Group) -> Group:
     return {
         **_pick(group, "lr", "betas", "eps", "weight_decay"),
-        "beta3": as_numbers(group["beta3"] if "beta3" in group else group["gamma"]),
+        "beta3": plain_numbers(group["beta3"] if "beta3" in group else group["gamma"]),
         "variant": "released",
     }
 
 
 def _pytorch_optimizer(group: Group) -> Group:
-    *betas, beta3 = as_numbers(group["betas"])
+    *betas, beta3 = plain_numbers(group["betas"])
     return {
         **_pick(group, "lr", "eps", "weight_decay"),
         "betas": tuple(betas),

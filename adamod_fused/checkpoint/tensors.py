@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..optimizer import as_numbers
+from ..hyperparameters import plain_numbers
 from .formats import check_structure, listed
 
 _FORMAT = "adamod_fused.checkpoint 1"
@@ -55,7 +55,7 @@ def to_tensors(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[s
             tensors[f"{key}.{name}"] = value.detach().contiguous()
     for index, group in enumerate(groups):
         for name, value in group.items():
-            group[name] = as_numbers(value)
+            group[name] = plain_numbers(value)
             try:
                 json.dumps(group[name])
             except TypeError as error:
