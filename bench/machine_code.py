@@ -42,13 +42,13 @@ class Kernel(NamedTuple):
 
     @classmethod
     def named(cls, mangled: str) -> Kernel:
-        name, *arguments = (
+        name, rule, storage, table = (
             part[1] if (part := pattern.search(mangled)) else ""
             for pattern in (KERNEL_NAME, RULE, STORAGE, TABLE)
         )
         if not name:
             raise ValueError(f"not a kernel of the engine: {mangled}")
-        return cls(*arguments, name=name)
+        return cls(rule, storage, table, name)
 
 
 class Usage(NamedTuple):
