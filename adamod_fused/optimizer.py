@@ -21,6 +21,7 @@ from .control import Clip, check_max_norm, clip_of, control, hand_over, scale_of
 from .hyperparameters import as_numbers, is_on_device
 from .plan import Plan
 from .reference import COMPUTE_DTYPES
+from .step_hooks import with_step_hooks
 
 if TYPE_CHECKING:
     from .gradient_release import GradientRelease
@@ -97,6 +98,7 @@ class FusedOptimizer(Optimizer):
             self.param_groups.pop()
             raise
 
+    @with_step_hooks
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Steps every parameter that has a gradient.
 

@@ -14,8 +14,12 @@ from helpers import (
     train,
 )
 from torch import Tensor
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
-from adamod_fused import AdaMod
+from adamod_fused import AdaMod, step_hooks
 
 
 def test_closure(backend: str) -> None:
@@ -113,3 +117,85 @@ def test_grad_scaler() -> None:
     before = Snapshot(scaled)
     scaler.step(scaled)
     before.assert_unchanged()
+
+
+def count_calls(optimizer: AdaMod) -> list[str]:
+    """Registers hooks of all four kinds; the list grows as they are called."""
+    called: list[str] = []
+    optimizer.register_step_pre_hook(lambda *_: called.append("pre"))
+    optimizer.register_step_post_hook(lambda *_: called.append("post"))
+    return called
+
+
+class Overriding(AdaMod):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("optimizer_class", [AdaMod, Overriding])
+def test_hooks_run_once_also_around_a_step_that_calls_ours(optimizer_class: type[AdaMod]) -> None:
+    AdaMod(random_params((4,)))  # the first of its class: torch looks at the class's step then
+    (param,) = random_params((4,))
+    optimizer = optimizer_class([param])
+    called = count_calls(optimizer)
+    param.grad = torch.ones(4)
+    optimizer.step()
+    assert called == ["pre", "post"]
+    assert optimizer.state[param]["step"] == 1
+
+
+def test_hooks_on_all_optimizers() -> None:
+    (param,) = random_params((4,))
+    optimizer = AdaMod([param])
+    param.grad = torch.ones(4)
+    called = []
+    handles = [
+        register_optimizer_step_pre_hook(lambda *_: called.append("pre")),
+        register_optimizer_step_post_hook(lambda *_: called.append("post")),
+    ]
+    try:
+        optimizer.step()
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert called == ["pre", "post"]
+    optimizer.step()
+    assert called == ["pre", "post"]
+
+
+@pytest.mark.parametrize("with_hook", [False, True])
+def test_a_step_has_a_range_of_its_name_in_a_profile(with_hook: bool) -> None:
+    (param,) = random_params((4,))
+    optimizer = AdaMod([param])
+    param.grad = torch.ones(4)
+    optimizer.step()
+    if with_hook:
+        optimizer.register_step_pre_hook(lambda *_: None)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optimizer.step()
+    assert [e.count for e in profile.key_averages() if e.key == "Optimizer.step#AdaMod.step"] == [1]
+
+
+def test_torchs_wrapper_is_not_paid_for_where_nothing_is_hooked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is where it would be noticed: no range of the slow kind in a step without hooks."""
+    (param,) = random_params((4,))
+    optimizer = AdaMod([param])
+    param.grad = torch.ones(4)
+    monkeypatch.setattr(torch.autograd.profiler, "record_function", None)
+    optimizer.step()
+    optimizer.register_step_pre_hook(lambda *_: None)
+    with pytest.raises(TypeError):
+        optimizer.step()
+
+
+def test_a_torch_that_hides_its_names_wraps_the_step_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def step(self: AdaMod) -> None:
+        """Does nothing."""
+
+    assert step_hooks.with_step_hooks(step) is not step
+    monkeypatch.setattr(step_hooks, "_is_known", False)
+    assert step_hooks.with_step_hooks(step) is step
