@@ -45,7 +45,7 @@ def step(optimizer: FusedOptimizer) -> None:
 @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
 def step_outside_of_the_graph(optimizer: FusedOptimizer) -> None:
     """The step that eager takes; the graph breaks here."""
-    optimizer._step()
+    optimizer._step_eagerly()
 
 
 def as_operand(value: Any) -> Any:

@@ -7,7 +7,9 @@ kernels read them, and no pass over the gradients is spent on them.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from typing import Any, NamedTuple
 
 import torch
@@ -61,9 +63,10 @@ def control(
     if not factors and not skips:
         return None
     device = (factors or skips)[0].device
-    factor = math.prod((f.to(device) for f in factors), start=torch.ones((), device=device))
-    skip = sum((s.to(device) for s in skips), start=torch.zeros((), device=device))
-    return Control(torch.stack((factor, skip)), bool(skips))
+    factor = functools.reduce(operator.mul, (f.to(device) for f in factors)) if factors else None
+    skip = functools.reduce(operator.add, (s.to(device) for s in skips)) if skips else None
+    one = torch.ones((), device=device) if factor is None else factor
+    return Control(torch.stack((one, torch.zeros_like(one) if skip is None else skip)), bool(skips))
 
 
 def inverse(grad_scale: Tensor) -> Tensor:
@@ -86,27 +89,36 @@ def clip_of(
     found_inf = torch.zeros_like(unscale)
     if scale is not None:
         unscale = inverse(scale).to(sum_squares.device)
-        # float64 has room for the square of any narrower number: only inf and NaN leave it.
+        # float64 has room for the square of any narrower number: only inf and NaN leave it. Of
+        # float64 gradients those beyond 1e154 do too.
         found_inf = sum_squares.isfinite().logical_not().float()
     norm = (sum_squares.sqrt() * unscale.double()).float()
     coefficient = (max_norm / (norm + EPS)).clamp(max=1.0)
     return norm, Clip(unscale * coefficient, found_inf, scale is not None, fingerprint)
 
 
-def scale_of(grad_scaler: GradScaler, optimizer: torch.optim.Optimizer) -> Tensor | None:
+def scale_of(
+    grad_scaler: GradScaler, optimizer: torch.optim.Optimizer, handed_over: Tensor | None
+) -> Tensor | None:
     """The scale that ``optimizer``'s gradients still carry; None where there is none.
+
+    ``handed_over``: the ``found_inf`` of the last ``hand_over``. Where the scaler still has it,
+    gradients are unscaled in its eyes only.
 
     Raises:
         RuntimeError: the scaler has seen a step of this optimizer since its last update.
     """
     if not grad_scaler.is_enabled():
         return None
-    stage = grad_scaler._per_optimizer_states[id(optimizer)]["stage"]
+    state = grad_scaler._per_optimizer_states[id(optimizer)]
+    stage = state["stage"]
     if stage is OptState.STEPPED:
         raise RuntimeError(
             "clip_grad_norm_() is called after step(); call the scaler's update() in between"
         )
-    if stage is OptState.UNSCALED:
+    found = state["found_inf_per_device"].values()
+    is_ours = handed_over is not None and any(tensor is handed_over for tensor in found)
+    if stage is OptState.UNSCALED and not is_ours:
         return None
     scale = grad_scaler._get_scale_async()
     if scale is None:

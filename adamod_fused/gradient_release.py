@@ -7,7 +7,6 @@ another, so that each launch has work enough.
 
 from __future__ import annotations
 
-import threading
 from itertools import chain
 
 import torch
@@ -26,8 +25,6 @@ class GradientRelease:
         self._optimizer = optimizer
         self._batch_numel = batch_numel
         self._waiting = 0  # elements whose gradients are there
-        # Autograd has a thread for each device.
-        self._lock = threading.Lock()
         self._handles = [
             param.register_post_accumulate_grad_hook(self._take)  # type: ignore[no-untyped-call]
             for param in self._params()
@@ -38,12 +35,11 @@ class GradientRelease:
         return chain.from_iterable(group["params"] for group in self._optimizer.param_groups)
 
     def _take(self, param: Tensor) -> None:
-        with self._lock:
-            self._waiting += param.numel()
-            if self._waiting >= self._batch_numel:
-                with torch.no_grad():
-                    self._optimizer._step_exclusively()
-                self.free()
+        self._waiting += param.numel()
+        if self._waiting >= self._batch_numel:
+            with torch.no_grad():
+                self._optimizer._step_exclusively()
+            self.free()
 
     def free(self) -> None:
         """Frees all gradients, which have been stepped with."""
@@ -55,7 +51,8 @@ class GradientRelease:
         """Takes the hooks away: gradients stay until ``step()`` and ``zero_grad()`` again."""
         for handle in self._handles:
             handle.remove()
-        self._optimizer._release = None
+        if self._optimizer._release is self:
+            self._optimizer._release = None
 
 
 def release_gradients(
@@ -66,7 +63,8 @@ def release_gradients(
     The training loop stays as it is: ``optimizer.step()`` after backward steps what is left, so it
     must follow each backward pass, and gradients cannot be accumulated over several. The bits are
     those of ``step()`` after backward, as long as no parameter is read again by the backward pass
-    after its gradient is complete, which autograd itself makes sure of with an error.
+    after its gradient is complete, which autograd itself makes sure of with an error. Hooks of
+    ``step()`` run around that last step only. Parameters unfrozen later are stepped there too.
 
     Args:
         model: whose parameters ``optimizer`` has, all of them that require gradients.
@@ -77,12 +75,15 @@ def release_gradients(
         A handle whose ``remove()`` undoes it.
 
     Raises:
-        TypeError: ``model`` is a DistributedDataParallel, whose gradients are not reduced yet when
-            they are first there; ``optimizer`` is not of this package.
-        ValueError: the model has parameters that the optimizer does not; bad ``batch_numel``.
+        TypeError: ``model`` is a DistributedDataParallel or holds one, whose gradients are not
+            reduced yet when they are first there (nor are those of its ``module``, which does not
+            tell); ``optimizer`` is not of this package.
+        ValueError: the model has parameters that the optimizer does not, or on several devices,
+            where autograd's threads would step at once; bad ``batch_numel``.
         RuntimeError: the gradients of ``optimizer`` are released already. Later: gradients are to
             be clipped by their common norm, or a GradScaler is to skip a step: both need all
-            gradients before the first step.
+            gradients before the first step. Parameters that backward has stepped by then stay so,
+            with gradients as the loss was scaled.
 
     Example:
         >>> import torch
@@ -93,7 +94,7 @@ def release_gradients(
         >>> model(torch.ones(2, 4)).sum().backward()
         >>> optimizer.step()
     """
-    if isinstance(model, DistributedDataParallel):
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
         raise TypeError(
             "release_gradients cannot serve a DistributedDataParallel model: it reduces gradients "
             "after they are first there; use fully_shard (FSDP2), or step after backward"
@@ -113,5 +114,8 @@ def release_gradients(
             f"the model has parameters that the optimizer does not: {', '.join(unknown[:3])}; "
             "add them, or call requires_grad_(False) on them"
         )
+    devices = sorted({str(param.device) for param in model.parameters()})
+    if len(devices) > 1:
+        raise ValueError(f"release_gradients serves models on one device, got {devices}")
     optimizer._release = GradientRelease(optimizer, batch_numel)
     return optimizer._release

@@ -18,13 +18,21 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import execution, validation
 from .control import Clip, check_max_norm, clip_of, control, hand_over, scale_of
+from .dtensor import local
 from .hyperparameters import as_numbers, is_on_device
-from .plan import Plan
+from .plan import Plan, is_capturing
 from .reference import COMPUTE_DTYPES
 from .step_hooks import with_step_hooks
 
 if TYPE_CHECKING:
     from .gradient_release import GradientRelease
+
+
+def is_finite(tensor: Tensor) -> Tensor:
+    """Whether all elements are finite, those of this rank of a DTensor: 0-dim, boolean."""
+    values = local(tensor.detach())
+    values = values.coalesce().values() if values.is_sparse else values
+    return values.isfinite().all()
 
 
 def _as_booleans(flags: list[Tensor]) -> list[bool]:
@@ -56,13 +64,14 @@ class FusedOptimizer(Optimizer):
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self._check_group(defaults)
         super().__init__(params, defaults)
+        self._release: GradientRelease | None = None
         self._forget_plan()
 
     def _forget_plan(self) -> None:
         self._plan: Plan | None = None
         self._is_stepping = False
-        self._release: GradientRelease | None = None
         self._clip: Clip | None = None  # for the next step
+        self._handed_over: Tensor | None = None  # what a GradScaler was told of a clip
         self._checked: list[dict[str, Any]] = []  # hyperparameters that passed, a dict a group
         self._counts_on_device = False  # needed by something that only a device knows
 
@@ -73,6 +82,7 @@ class FusedOptimizer(Optimizer):
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
+        self.__dict__.setdefault("_release", None)  # hooks outlive a load, and not a copy
         self._forget_plan()
 
     def _check_group(self, group: dict[str, Any]) -> None:
@@ -119,11 +129,14 @@ class FusedOptimizer(Optimizer):
                 loss = closure()
         if torch.compiler.is_compiling():
             self._step_in_graph()
-            return loss
+        else:
+            self._step_eagerly()
+        return loss
+
+    def _step_eagerly(self) -> None:
         self._step_exclusively()
         if self._release is not None:
             self._release.free()
-        return loss
 
     def _step_exclusively(self) -> None:
         if self._is_stepping:
@@ -134,6 +147,12 @@ class FusedOptimizer(Optimizer):
         self._is_stepping = True
         try:
             self._step()
+        except BaseException:
+            # A GradScaler takes them away only after a step that went well; left behind, they
+            # would count twice in the next.
+            for name in ("grad_scale", "found_inf"):
+                self.__dict__.pop(name, None)
+            raise
         finally:
             self._is_stepping = False
 
@@ -146,7 +165,7 @@ class FusedOptimizer(Optimizer):
             self._counts_on_device = True
         plan = self._refreshed_plan()
         clip, self._clip = self._clip, None
-        if clip is not None and clip.fingerprint != plan.fingerprint():
+        if clip is not None and not plan.has_fingerprint(clip.fingerprint):
             raise RuntimeError(
                 "gradients changed after clip_grad_norm_(); call it right before step(), after "
                 "the last backward pass"
@@ -165,8 +184,9 @@ class FusedOptimizer(Optimizer):
             )
 
     def _is_controlled(self) -> bool:
-        """Whether something holds for all gradients of the next step."""
-        return self._clip is not None or any(value is not None for value in self._amp())
+        """Whether the next step is more than one of the parameters by their gradients."""
+        released = self._release is not None
+        return released or self._clip is not None or any(value is not None for value in self._amp())
 
     def _refreshed_plan(self) -> Plan:
         """The plan, with the tensors of now taken down."""
@@ -176,6 +196,11 @@ class FusedOptimizer(Optimizer):
             or plan.counts_on_device != self._counts_on_device
             or not plan.refresh(self.param_groups, self.state)
         ):
+            if is_capturing():
+                raise RuntimeError(
+                    "a CUDA graph would make the states anew at each replay; do one step before "
+                    "the capture, with these parameters and gradients for the same ones"
+                )
             for group in self.param_groups:
                 self._check_group(group)
             plan = Plan(
@@ -203,7 +228,8 @@ class FusedOptimizer(Optimizer):
         The gradients are read once and not changed: the step multiplies them by the clip
         coefficient ``min(1, max_norm / (norm + 1e-6))``, which stays on the device. To be called
         after the last backward pass and right before ``step()``; called twice, the last call
-        holds. The value is that of ``torch.nn.utils.clip_grad_norm_``, which changes gradients.
+        holds. What writes to a gradient's ``.data`` in between is not seen. The value is that of
+        ``torch.nn.utils.clip_grad_norm_``, which changes gradients.
 
         Args:
             max_norm: bound on the norm, >= 0, in units of the gradient.
@@ -216,7 +242,7 @@ class FusedOptimizer(Optimizer):
                 Then ``scaler.step(optimizer)`` and ``scaler.update()``. Default: None.
 
         Returns:
-            The norm of the gradients before clipping: 0-dim, float32, on the first one's device.
+            The norm of the gradients before clipping: 0-dim, float32, on the device of one of them.
 
         Raises:
             TypeError, ValueError: ``max_norm`` is no number, negative or NaN.
@@ -232,11 +258,20 @@ class FusedOptimizer(Optimizer):
                     f"grad_scaler serves norm_type 2, got {norm_type!r}; call "
                     "grad_scaler.unscale_(optimizer) and leave grad_scaler out"
                 )
+            self._clip = None
             params = [p for group in self.param_groups for p in group["params"]]
             return clip_grad_norm_(params, bound, norm_type, error_if_nonfinite)
-        scale = scale_of(grad_scaler, self) if grad_scaler is not None else None
-        total, fingerprint = self._refreshed_plan().sum_squares()
-        norm, clip = clip_of(total, bound, scale, fingerprint)
+        scale = None
+        if grad_scaler is not None:
+            scale = scale_of(grad_scaler, self, self._handed_over)
+        elif self._clip is not None and self._clip.scaled:
+            raise RuntimeError(
+                "clip_grad_norm_() was called with a grad_scaler and is called again without; "
+                "give it again, since the gradients still carry the loss scale"
+            )
+        plan = self._refreshed_plan()
+        fingerprint = plan.fingerprint()
+        norm, clip = clip_of(plan.sum_squares(), bound, scale, fingerprint)
         if error_if_nonfinite and not norm.isfinite():
             raise RuntimeError(
                 f"the norm of the gradients is {norm.item()}, so they cannot be clipped; "
@@ -245,11 +280,19 @@ class FusedOptimizer(Optimizer):
         self._clip = clip
         if grad_scaler is not None and scale is not None:
             hand_over(grad_scaler, self, clip.found_inf)
+            self._handed_over = clip.found_inf
         return norm
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As every optimizer's; a clip that no step has used goes with the gradients."""
+        super().zero_grad(set_to_none)
+        self._clip = None
 
     @torch.no_grad()
     def check_finite(self) -> None:
         """Raises where a gradient, parameter or state holds inf or NaN; waits for the device once.
+
+        Of a DTensor each rank looks at the elements that it has.
 
         Raises:
             FloatingPointError: names the first such tensor, in the order of the param groups.
@@ -257,6 +300,8 @@ class FusedOptimizer(Optimizer):
         names, flags = [], []
         for index, group in enumerate(self.param_groups):
             for i, param in enumerate(group["params"]):
+                if is_lazy(param):
+                    continue
                 who = validation.label(index, i, group)
                 entries = self.state.get(param) or {}
                 found = {f"the gradient of {who}": param.grad, who: param}
@@ -264,11 +309,9 @@ class FusedOptimizer(Optimizer):
                 for name, tensor in found.items():
                     if tensor is not None and tensor.is_floating_point():
                         names.append(name)
-                        flags.append(tensor.detach().isfinite().all())
+                        flags.append(is_finite(tensor))
         bad = [
-            name
-            for name, is_finite in zip(names, _as_booleans(flags), strict=True)
-            if not is_finite
+            name for name, is_good in zip(names, _as_booleans(flags), strict=True) if not is_good
         ]
         if bad:
             others = f"; so do {len(bad) - 1} more" if len(bad) > 1 else ""

@@ -8,15 +8,15 @@ gradients' addresses. It is a cache: all in it can be made again from ``param_gr
 
 from __future__ import annotations
 
-import functools
 import operator
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import execution, validation
+from . import execution, norm, validation
 from .backends import Backend, choose, extension
 from .control import Control
 from .dtensor import (
@@ -24,12 +24,10 @@ from .dtensor import (
     local,
     redistributed,
     sharding_fields,
-    shards,
-    summed_over_shards,
     wrapped,
 )
 from .hyperparameters import DeviceNumber, on_host
-from .reference import COMPUTE_DTYPES, step_, sum_squares
+from .reference import COMPUTE_DTYPES, step_
 
 Groups = Sequence[dict[str, Any]]
 State = dict[Tensor, dict[str, Any]]
@@ -91,6 +89,12 @@ def laid_out(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
     return copy.copy_(tensor)
 
 
+def is_capturing() -> bool:
+    """Whether what is launched now goes into a CUDA graph, to be run later and again."""
+    is_used: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return is_used and torch.cuda.is_current_stream_capturing()
+
+
 class Plan:
     """The parameters of an optimizer, each with the backend that serves it.
 
@@ -134,6 +138,12 @@ class Plan:
         validation.check_disjoint(self._written(state))
         self._by_reference = [m for m in self._members if m.batch == BY_REFERENCE]
         self._due_by_reference: list[ReferenceStep] = []
+        self._parts: list[norm.Part] | None = None
+        self._groups_on_host = {
+            member.group
+            for member in self._members
+            if member.batch >= 0 and not self._batches[member.batch].counts_on_device
+        }
         for member in self._members:
             if grad_of(member.param) is not None:
                 self._complete_state(member, state)
@@ -200,7 +210,8 @@ class Plan:
                 for name in self._rule.states
             }
         elif member.batch >= 0:
-            state[param]["step"] = state[param]["step"].to(self._count_device(member))
+            device, step = self._count_device(member), state[param]["step"]
+            state[param]["step"] = step.to(device, non_blocking=device.type != "cpu")
             for name in self._rule.states:
                 shard = local(state[param][name])
                 dense = laid_out(shard, member.layout)
@@ -288,17 +299,30 @@ class Plan:
             control: what holds for all gradients; None changes nothing.
         """
         self._check_capture()
+        try:
+            if self._table is not None:
+                self._run_kernels(hyperparameters, control)
+            if self._due_by_reference:
+                self._run_reference(hyperparameters, control)
+        except BaseException:
+            self._let_go()
+            raise
+
+    def _let_go(self) -> None:
+        """Of the gradients that ``refresh`` took down."""
+        self._due_by_reference = []
         if self._table is not None:
-            self._run_kernels(hyperparameters, control)
-        if self._due_by_reference:
-            self._run_reference(hyperparameters, control)
+            self._table.clear()
 
     def _check_capture(self) -> None:
-        counted = (batch.counts_on_device for batch in self._batches if batch.device.type == "cuda")
-        if not all(counted) and torch.cuda.is_current_stream_capturing():
+        if not is_capturing():
+            return
+        on_host = [i for i, batch in enumerate(self._batches) if not batch.counts_on_device]
+        if self._due_by_reference or any(self._table.batch(i).num_rows for i in on_host):
             raise RuntimeError(
                 "a CUDA graph would repeat this one step, whose count is on the host; make the "
-                "optimizer with capturable=True"
+                "optimizer with capturable=True and give it parameters that a kernel on the GPU "
+                "serves"
             )
 
     def _run_kernels(
@@ -307,21 +331,27 @@ class Plan:
         table, name = self._table, self._rule.name
         groups = [self._rule.hyperparameters(**values) for values in hyperparameters]
         if table.num_scalars:
-            table.prepare(name, [on_host(numbers) for numbers in groups])
+            known = self._groups_on_host
+            numbers = [on_host(g) if i in known else None for i, g in enumerate(groups)]
+            table.prepare(name, numbers)
         staged = [self._stage(index) for index in table.staged()]
         held: list[Tensor] = []  # for the launches, which read them
+        skipped = False
         for index, (backend, device, dtype, counts_on_device) in enumerate(self._batches):
             values = control.values.to(device) if control is not None else None
             if counts_on_device:
                 held += self._set_groups(index, device, groups)
             elif control is not None and control.may_skip and control.values[1] != 0:
-                continue  # what the host counts only the host can leave as it is
+                skipped = True  # what the host counts only the host can leave as it is
+                continue
             if table.batch(index).num_chunks or (counts_on_device and table.batch(index).num_rows):
                 backend.run(name, table, index, device, dtype, values)
             table.advance(index)
             for batch, shard, copy, _ in staged:
                 if batch == index and copy is not shard:
                     shard.detach().copy_(copy)
+        if skipped:
+            table.clear()  # lets go of the gradients
 
     @torch.no_grad()
     def _stage(self, index: int) -> tuple[int, Tensor, Tensor, Tensor]:
@@ -333,6 +363,7 @@ class Plan:
         validation.check_grad(member.param, given, member.label)
         redone = redistributed(given, member.param)
         validation.check_grad(member.param, redone, member.label)
+        validation.check_sharding(member.param, redone, f"the gradient of {member.label}")
         shard = local(member.param)
         param, grad = laid_out(shard, member.layout), laid_out(local(redone), member.layout)
         self._table.stage(index, param.data_ptr(), grad.data_ptr())
@@ -369,46 +400,39 @@ class Plan:
             states["step"] += 1
 
     @torch.no_grad()
-    def sum_squares(self) -> tuple[Tensor, Any]:
+    def sum_squares(self) -> Tensor:
         """Of all gradients that ``refresh`` took down, which are let go: 0-dim float64.
 
-        Of DTensors over all ranks: a collective. Also a fingerprint of the gradients, equal to
-        that of a later ``fingerprint`` where none changed.
+        Of DTensors over all ranks: a collective.
         """
-        found = self.fingerprint()
-        sums = [*self._sums_by_reference(), *self._sums_by_kernels()]
-        self._due_by_reference = []
-        if not sums:
-            return torch.zeros((), dtype=torch.float64), found
-        return functools.reduce(lambda a, b: a + b.to(a.device), sums), found
+        due, self._due_by_reference = self._due_by_reference, []
+        sums = norm.by_reference([(step.param, step.grad) for step in due])
+        if self._table is not None:
+            staged = [self._stage(index) for index in self._table.staged()]
+            sums += norm.by_kernels(self._table, self._norm_parts())
+            del staged  # copies that were read
+            self._table.clear()
+        return norm.total(sums)
 
-    def _sums_by_reference(self) -> Iterator[Tensor]:
-        kinds: dict[Any, list[ReferenceStep]] = {}
-        for step in self._due_by_reference:
-            kind = (step.param.device, step.param.dtype, shards(step.param))
-            kinds.setdefault(kind, []).append(step)
-        for steps in kinds.values():
-            grads = [local(redistributed(step.grad, step.param)) for step in steps]
-            yield summed_over_shards(sum_squares(grads), steps[0].param)
-
-    def _sums_by_kernels(self) -> Iterator[Tensor]:
-        if self._table is None:
-            return
-        staged = [self._stage(index) for index in self._table.staged()]
-        kinds: dict[Any, list[int]] = {}
-        for i, member in enumerate(self._members):
-            if member.batch >= 0:
-                kinds.setdefault((member.batch, shards(member.param)), []).append(i)
-        for (index, _), members in kinds.items():
-            batch, grads = self._batches[index], self._table.grad_table(members)
-            if grads.num_rows:
-                found = batch.backend.sum_squares(grads, batch.device, batch.dtype)
-                yield summed_over_shards(found, self._members[members[0]].param)
-        del staged  # copies that were read
-        self._table.clear()
+    def _norm_parts(self) -> list[norm.Part]:
+        if self._parts is None:
+            served = [(i, member) for i, member in enumerate(self._members) if member.batch >= 0]
+            self._parts = norm.parts((i, m.param, self._batches[m.batch]) for i, m in served)
+        return self._parts
 
     def fingerprint(self) -> Any:
-        """Where the gradients lie that ``refresh`` took down, and how often they were written."""
-        by_table = self._table.fingerprint() if self._table is not None else b""
-        grads = (step.grad for step in self._due_by_reference)
-        return by_table, [(id(grad), grad._version) for grad in grads]
+        """Which gradients ``refresh`` took down, by weak references, and their versions."""
+        by_table = self._table.fingerprint() if self._table is not None else []
+        grads = [step.grad for step in self._due_by_reference]
+        return by_table, [(weakref.ref(grad), grad._version) for grad in grads]
+
+    def has_fingerprint(self, fingerprint: Any) -> bool:
+        """Whether the gradients are those of a ``fingerprint``, unchanged."""
+        by_table, by_reference = fingerprint
+        grads = [step.grad for step in self._due_by_reference]
+        if self._table is not None and not self._table.has_fingerprint(by_table):
+            return False
+        return len(grads) == len(by_reference) and all(
+            known() is grad and version == grad._version
+            for grad, (known, version) in zip(grads, by_reference, strict=True)
+        )

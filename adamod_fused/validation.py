@@ -177,6 +177,14 @@ def check_grad(param: Tensor, grad: Tensor, who: str) -> None:
     check_memory(grad, f"the gradient of {who}")
 
 
+def check_sharding(param: Tensor, other: Tensor, who: str) -> None:
+    """Raises where ranks have other elements of ``other`` than of ``param``."""
+    if not same_sharding(param, other):
+        raise ValueError(
+            f"{who} is {describe(other)}, the parameter {describe(param)}; cut both alike"
+        )
+
+
 def check_local_shape(param: Tensor, other: Tensor, who: str) -> None:
     """Raises where DTensors of one sharding have local tensors of different shapes."""
     if not is_dtensor(param) or not same_sharding(param, other):

@@ -7,6 +7,7 @@ the CUDA engine, emulated.
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from helpers import (
     params_of,
     random_params,
     set_random_grads,
+    train_step,
 )
 
 from adamod_fused import AdaMod
@@ -157,6 +159,78 @@ def test_the_scaler_makes_no_pass_of_its_own_after_a_clip(monkeypatch: pytest.Mo
     monkeypatch.setattr(scaler, "_unscale_grads_", None)
     scaler.step(optimizer)
     scaler.update()
+
+
+def test_clipped_twice_with_a_scaler(any_backend: str) -> None:
+    """The gradients still carry the scale, whatever the scaler was told; the last call holds."""
+    twice, once = make_optimizer(backend=any_backend), make_optimizer(backend=any_backend)
+    for optimizer in (twice, once):
+        scaler = make_scaler()
+        for step in range(2):
+            set_scaled_grads(optimizer, step, SCALE)
+            if optimizer is twice:
+                first = optimizer.clip_grad_norm_(1e-3, grad_scaler=scaler)
+            norm = optimizer.clip_grad_norm_(0.3, grad_scaler=scaler)
+            if optimizer is twice:
+                assert_same_bits(first, norm)
+            scaler.step(optimizer)
+            scaler.update()
+    assert_same_training(twice, once)
+
+
+def test_clipped_again_without_the_scaler() -> None:
+    optimizer, scaler = make_optimizer(), make_scaler()
+    set_scaled_grads(optimizer, 0, SCALE)
+    optimizer.clip_grad_norm_(1.0, grad_scaler=scaler)
+    with pytest.raises(RuntimeError, match="called again without; give it again"):
+        optimizer.clip_grad_norm_(1.0)
+
+
+def test_clip_change_error_clip_again(any_backend: str) -> None:
+    """The way out that the error names leads on, and nothing of the failed step is left behind."""
+    optimizer, twin = make_optimizer(backend=any_backend), make_optimizer()
+    scaler = make_scaler()
+    for step in range(2):
+        set_scaled_grads(optimizer, step, SCALE)
+        optimizer.clip_grad_norm_(0.3, grad_scaler=scaler)
+        if step:
+            set_scaled_grads(optimizer, 7, SCALE)
+            with pytest.raises(RuntimeError, match="gradients changed after clip_grad_norm_"):
+                scaler.step(optimizer)
+            assert not hasattr(optimizer, "found_inf")
+            optimizer.clip_grad_norm_(0.3, grad_scaler=scaler)
+        scaler.step(optimizer)
+        scaler.update()
+        set_scaled_grads(twin, 7 if step else step, 1.0)
+        twin.clip_grad_norm_(0.3)
+        twin.step()
+    assert_same_training(optimizer, twin)
+
+
+def test_a_step_that_fails_leaves_no_scale_behind(any_backend: str) -> None:
+    optimizer, twin = make_optimizer(backend=any_backend), make_optimizer()
+    scaler = make_scaler()
+    set_scaled_grads(optimizer, 0, SCALE)
+    optimizer.param_groups[1]["lr"] = -1.0
+    with pytest.raises(ValueError, match="lr must"):
+        scaler.step(optimizer)
+    optimizer.param_groups[1]["lr"] = 0.2
+    scaler.step(optimizer)
+    scaler.update()
+    set_scaled_grads(twin, 0, 1.0)
+    twin.step()
+    assert_same_training(optimizer, twin)
+
+
+def test_a_skipped_step_lets_go_of_gradients() -> None:
+    optimizer = make_optimizer(backend="cpu")
+    train_step(optimizer, 0)
+    set_random_grads(params_of(optimizer), 1)
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    grads = [weakref.ref(param.grad) for param in params_of(optimizer)]
+    optimizer.zero_grad()
+    assert not any(grad() is not None for grad in grads)
 
 
 def test_a_disabled_scaler_is_none_at_all() -> None:

@@ -133,9 +133,10 @@ def test_gradients_that_change_after_the_clip(change: str, any_backend: str) -> 
     optimizer.clip_grad_norm_(0.1)
     if change == "written":
         params[3 if params[3].numel() else 0].grad.mul_(2)
-    elif change == "replaced":
-        old = params[2].grad
-        params[2].grad = old.clone()
+    elif change == "replaced":  # by one that may lie where the old one lay
+        values = params[2].grad.tolist()
+        params[2].grad = None
+        params[2].grad = torch.tensor(values)
     elif change == "dropped":
         params[2].grad = None
     else:
@@ -210,6 +211,42 @@ def test_an_infinite_bound_clips_nothing(any_backend: str) -> None:
     assert_same_training(clipped, plain)
 
 
+def test_new_gradients_where_old_ones_lay(any_backend: str) -> None:
+    """Allocators use addresses again: a step that was left out leaves no coefficient behind."""
+    (param,) = random_params((1000, 100))
+    optimizer = AdaMod([param], **OPTIONS, backend=any_backend)
+    found = set()
+    for step in range(10):
+        param.grad = None
+        param.grad = torch.ones_like(param)
+        found.add(param.grad.data_ptr())
+        if step % 2 == 0:
+            optimizer.clip_grad_norm_(1.0)
+            continue
+        with pytest.raises(RuntimeError, match="gradients changed after clip_grad_norm_"):
+            optimizer.step()
+    assert len(found) < 10
+
+
+def test_zero_grad_takes_an_unused_clip_along(any_backend: str) -> None:
+    skipped, plain = (make_optimizer(backend=any_backend) for _ in range(2))
+    set_random_grads(params_of(skipped), 0)
+    skipped.clip_grad_norm_(1e-3)
+    skipped.zero_grad()
+    for optimizer in (skipped, plain):
+        train_step(optimizer, 1)
+    assert_same_training(skipped, plain)
+
+
+def test_another_norm_in_place_of_the_first(any_backend: str) -> None:
+    params = random_params((3, 4), (5,))
+    optimizer = AdaMod(params, **OPTIONS, backend=any_backend)
+    set_random_grads(params, 0)
+    optimizer.clip_grad_norm_(1.0)
+    optimizer.clip_grad_norm_(1.0, math.inf)
+    optimizer.step()
+
+
 def test_no_gradients_at_all(any_backend: str) -> None:
     optimizer = make_optimizer(backend=any_backend)
     assert optimizer.clip_grad_norm_(1.0).item() == 0.0
@@ -251,6 +288,17 @@ def test_a_closure_that_makes_new_gradients_is_told() -> None:
     optimizer.clip_grad_norm_(1.0)
     with pytest.raises(RuntimeError, match="gradients changed after clip_grad_norm_"):
         optimizer.step(lambda: set_random_grads(params, 1))
+
+
+def test_check_finite_of_other_kinds_of_tensors() -> None:
+    lazy = torch.nn.LazyLinear(3)
+    embedding = torch.nn.Embedding(5, 2, sparse=True)
+    embedding(torch.tensor([1, 1])).sum().backward()
+    optimizer = AdaMod([*lazy.parameters(), *embedding.parameters()])
+    optimizer.check_finite()
+    embedding.weight.grad = embedding.weight.grad * math.inf
+    with pytest.raises(FloatingPointError, match="the gradient of parameter 2 of group 0"):
+        optimizer.check_finite()
 
 
 @pytest.mark.parametrize("which", ["gradient", "parameter", "exp_avg_sq"])

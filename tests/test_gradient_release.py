@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
@@ -109,6 +110,46 @@ def test_what_needs_all_gradients_says_so() -> None:
         scaler.step(optimizer)
 
 
+def test_a_scaler_after_steps_were_done() -> None:
+    """The error comes when the scaler does; what backward has stepped by then stays so."""
+    (model, optimizer), _ = make_pair("cpu")
+    release_gradients(model, optimizer, batch_numel=1)
+    before = [param.detach().clone() for param in params_of(optimizer)]
+    backward(model, 0)
+    assert not any(map(torch.equal, before, params_of(optimizer)))
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(torch.ones(()))
+    with pytest.raises((RuntimeError, AssertionError)):
+        scaler.step(optimizer)
+
+
+@pytest.mark.parametrize("again", ["load", "compiled"])
+def test_it_outlives_what_makes_the_optimizer_anew(again: str) -> None:
+    (model, optimizer), (twin_model, twin) = make_pair("cpu")
+    release_gradients(model, optimizer, batch_numel=300)
+    step = optimizer.step
+    if again == "compiled":
+        step = torch.compile(optimizer.step, backend="eager")
+    for seed in range(3):
+        if again == "load":
+            for each in (optimizer, twin):
+                each.load_state_dict(copy.deepcopy(each.state_dict()))
+        backward(model, seed)
+        backward(twin_model, seed)
+        step()
+        twin.step()
+        twin.zero_grad()
+        assert all(param.grad is None for param in params_of(optimizer))
+        assert_same_training(optimizer, twin)
+
+
+def test_a_copy_of_the_optimizer_is_not_released() -> None:
+    (model, optimizer), _ = make_pair("cpu")
+    release_gradients(model, optimizer)
+    both = copy.deepcopy(optimizer)
+    assert both.clip_grad_norm_(1.0) == 0.0
+
+
 def test_bad_input() -> None:
     model = make_model()
     optimizer = AdaMod(model.parameters())
@@ -120,8 +161,14 @@ def test_bad_input() -> None:
         release_gradients(
             model, AdaMod([p for n, p in model.named_parameters() if n != "0.weight"])
         )
+    inner = object.__new__(DistributedDataParallel)
+    nn.Module.__init__(inner)
     with pytest.raises(TypeError, match="DistributedDataParallel model: it reduces gradients"):
-        release_gradients(object.__new__(DistributedDataParallel), optimizer)
+        release_gradients(nn.ModuleDict({"inner": inner}), optimizer)
+    somewhere_else = nn.Linear(2, 2, device="meta")
+    two = nn.ModuleList([nn.Linear(2, 2), somewhere_else])
+    with pytest.raises(ValueError, match=r"models on one device, got \['cpu', 'meta'\]"):
+        release_gradients(two, AdaMod(two.parameters()))
     release_gradients(model, optimizer)
     with pytest.raises(RuntimeError, match="released already"):
         release_gradients(model, optimizer)

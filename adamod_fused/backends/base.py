@@ -49,7 +49,8 @@ class Backend(Protocol):
         """Steps all tensors of batch ``index`` of ``table``.
 
         ``control``, float32 ``[2]`` on ``device``: gradients are multiplied by the first; if the
-        second is not 0, nothing is done. None is (1, 0).
+        second is not 0, nothing is done. None is (1, 0). Where the host counts steps, the second
+        is 0: the host has looked.
         """
 
     def sum_squares(self, grads: Any, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -50,9 +50,7 @@ class CpuBackend:
         dtype: torch.dtype,
         control: Tensor | None = None,
     ) -> None:
-        factor, skip = (1.0, 0.0) if control is None else control.tolist()
-        if skip:
-            return
+        factor = 1.0 if control is None else control[0].item()
         extension.core.cpu_step(
             rule,
             dtype_name(dtype),

@@ -105,7 +105,7 @@ class CudaBackend:
     ) -> Tensor:
         """As ``sum_squares``, by the engine's device ``index`` on the raw stream ``stream``."""
         sums = torch.empty(grads.num_segments + 1, dtype=torch.float64, device=device)
-        partials, out = sums[1:], sums[0]
+        partials, out = sums[:-1], sums[-1]
         self._module.sum_squares(
             dtype_name(dtype),
             grads.rows_address,

@@ -101,6 +101,7 @@ PYBIND11_MODULE(_C, m) {
       .def("set_groups", &Table::set_groups)
       .def("grad_table", &Table::grad_table)
       .def("fingerprint", &Table::fingerprint)
+      .def("has_fingerprint", &Table::has_fingerprint)
       .def("grad", &Table::grad)
       .def("advance", &Table::advance)
       .def("batch", &Table::batch, py::return_value_policy::reference_internal)

@@ -409,15 +409,24 @@ GradTable Table::grad_table(const std::vector<int>& params) const {
   return table;
 }
 
-py::bytes Table::fingerprint() const {
-  std::vector<std::int64_t> facts;
+py::list Table::fingerprint() const {
+  py::list found;
   for (const std::size_t index : gathered_) {
-    const Param& param = params_[index];
-    const Row& row = batches_[static_cast<std::size_t>(param.batch)].rows[param.row];
-    facts.push_back(reinterpret_cast<std::intptr_t>(row.grad));
-    facts.push_back(param.held[0].attr(version_key_).cast<std::int64_t>());
+    const py::object& grad = params_[index].held[0];
+    found.append(py::make_tuple(py::weakref(grad), grad.attr(version_key_)));
   }
-  return py::bytes(reinterpret_cast<const char*>(facts.data()), facts.size() * sizeof(facts[0]));
+  return found;
+}
+
+bool Table::has_fingerprint(const py::list& fingerprint) const {
+  if (fingerprint.size() != gathered_.size()) return false;
+  for (std::size_t i = 0; i < gathered_.size(); ++i) {
+    const py::object& grad = params_[gathered_[i]].held[0];
+    const auto known = fingerprint[i].cast<py::tuple>();
+    const py::object version = grad.attr(version_key_);
+    if (!known[0]().is(grad) || !version.equal(known[1])) return false;
+  }
+  return true;
 }
 
 py::object Table::grad(int index) const {

@@ -93,8 +93,10 @@ class Table {
   // The gradients of those of the parameters that are stepped, as one table.
   GradTable grad_table(const std::vector<int>& params) const;
 
-  // Where all gradients of this step lie and how often they were written, to see a change later.
-  py::bytes fingerprint() const;
+  // Weak references to all gradients of this step and how often each was written, and whether
+  // those of a later step are the same. (Addresses would not do: allocators use them again.)
+  py::list fingerprint() const;
+  bool has_fingerprint(const py::list& fingerprint) const;
 
   // The gradient that a parameter's row was filled with.
   py::object grad(int param) const;

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from adamod_fused import AdaMod
 
+RELEASE = tuple(int(part) for part in torch.__version__.split(".")[:2])
 ROWS = 8  # of a global batch
 WIDTH = 6
 # Rows of weights: even on 2 ranks, uneven on 2 and 4, and fewer than ranks.
@@ -45,13 +46,13 @@ class Model(nn.Module):
 
 
 NEEDS_FSDP2 = pytest.mark.skipif(
-    torch.__version__ < "2.7" and not torch.cuda.is_available(),
+    RELEASE < (2, 7) and not torch.cuda.is_available(),
     reason="FSDP2 of torch 2.6 asks for streams, which a CPU has not",
 )
 
 
 def fsdp2_runs(device: str) -> bool:
-    return device == "cuda" or torch.__version__ >= "2.7"
+    return device == "cuda" or RELEASE >= (2, 7)
 
 
 def shard(device: str, dtype: torch.dtype = torch.float32) -> Model:

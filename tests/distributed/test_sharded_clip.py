@@ -11,16 +11,16 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from training import (
+    NEEDS_FSDP2,
     Model,
     assert_same,
     backward,
-    fsdp2_runs,
     full,
     kernels_alone,
     shard,
 )
 
-from adamod_fused import AdaMod
+from adamod_fused import AdaMod, release_gradients
 
 STEPS = range(3)
 MAX_NORM = 0.5
@@ -93,8 +93,6 @@ def test_replicas_count_once(run: Callable[..., None]) -> None:
 
 def find_inf_on_one_rank(device: str) -> None:
     """All ranks skip where one finds inf: a GradScaler's decision is made from the whole norm."""
-    if not fsdp2_runs(device):
-        return
     model = shard(device)
     optimizer = AdaMod(model.parameters(), **OPTIONS)
     scaler = torch.amp.GradScaler(device, init_scale=8.0)
@@ -111,5 +109,43 @@ def find_inf_on_one_rank(device: str) -> None:
     assert_same_bits(full(param.detach()), before)
 
 
+@NEEDS_FSDP2
 def test_one_ranks_inf_skips_the_step_on_all(run: Callable[..., None]) -> None:
     run(find_inf_on_one_rank, 2)
+
+
+def release_sharded(device: str) -> None:
+    """FSDP2 calls hooks once a shard's gradient is reduced."""
+    model, plain = shard(device), Model().to(device)
+    optimizer = AdaMod(model.parameters(), **OPTIONS)
+    expected = AdaMod(plain.parameters(), **OPTIONS)
+    release_gradients(model, optimizer, batch_numel=8)
+    for step in STEPS:
+        backward(model, step, device, shared=True)
+        optimizer.step()
+        assert all(param.grad is None for param in model.parameters())
+        expected.zero_grad()
+        backward(plain, step, device)
+        expected.step()
+    assert_same(model.parameters(), optimizer, plain.parameters(), expected)
+
+
+@NEEDS_FSDP2
+def test_released_gradients_of_shards(run: Callable[..., None]) -> None:
+    run(release_sharded, 2)
+
+
+def look_for_inf(device: str) -> None:
+    model = shard(device)
+    optimizer = AdaMod(model.parameters(), **OPTIONS)
+    backward(model, 0, device, shared=True)
+    optimizer.step()
+    optimizer.check_finite()
+    if distributed.get_rank() == 0:
+        next(model.parameters()).grad.to_local()[0] = torch.nan
+        with pytest.raises(FloatingPointError, match="the gradient of parameter 0"):
+            optimizer.check_finite()
+
+
+def test_each_rank_looks_at_what_it_has(run: Callable[..., None]) -> None:
+    run(look_for_inf, 2)
