@@ -8,17 +8,16 @@ from typing import NamedTuple
 
 from adamod_fused.console import Console
 
-from .record import Record, load
+from . import host
+from .record import RESULTS, Record, load
 from .report import describe
 from .targets import TARGETS, NotMeasuredError, Target
-
-RESULTS = Path(__file__).resolve().parent / "results"
 
 
 class Verdict(NamedTuple):
     """A target and what a record says to it; ``reason`` where it says nothing."""
 
-    target: Target
+    target: Target | host.HostTarget
     figure: float | None
     reason: str = ""
     caveat: str = ""
@@ -53,7 +52,7 @@ def check(paths: Sequence[Path], console: Console) -> int:
     """Prints every target with what the records say; returns 1 if one falls short, else 0.
 
     Args:
-        paths: records; none stands for those in ``RESULTS``.
+        paths: records of the benchmark; none stands for all in ``RESULTS``, those of host time too.
         console: where it is printed.
 
     Raises:
@@ -67,6 +66,16 @@ def check(paths: Sequence[Path], console: Console) -> int:
         mine = [judge(target, record) for target in TARGETS if target.device == record.device]
         _print(console, mine)
         verdicts += mine
+    host_paths = [] if paths else sorted(RESULTS.glob("host-*.json"))
+    for path, host_record in ((path, host.load(path)) for path in host_paths):
+        console.line(f"{path.name}: {host_record.commit}, {host_record.date}")
+        mine = [Verdict(host.TARGET, host.TARGET.figure(host_record))]
+        _print(console, mine)
+        verdicts += mine
+    if not host_paths:
+        reason = "no record of host time: python -m bench.host makes one"
+        _print(console, [Verdict(host.TARGET, None, reason)])
+        unmeasured += 1
     for device in sorted({target.device for target in TARGETS}):
         if not any(record.device == device for _, record in found):
             reason = f"no record of a {'GPU' if device == 'cuda' else 'CPU'}"

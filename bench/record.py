@@ -166,6 +166,9 @@ def validate(data: Any) -> Record:
     return record
 
 
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
 def load(path: Path) -> Record:
     """Reads a record.
 

@@ -90,17 +90,6 @@ def share_of_copy(contestant: str, name: str) -> Figure:
     return lambda record: result_of(record, contestant, name).share_of_copy
 
 
-def us_above_kernel(name: str) -> Figure:
-    """Of a step on a CPU, per tensor: all that is not spent in the backend."""
-
-    def figure(record: Record) -> float:
-        result = result_of(record, CPU, name)
-        kernel_us = some(result.kernel_us, f"kernel time of {CPU} on {name}")
-        return (result.step_ms.median * 1e3 - kernel_us) / record.lists[name].tensors
-
-    return figure
-
-
 def most_launches(record: Record) -> float:
     """Of ours on any list; a result is of one combination of dtypes."""
     counts = [r.launches for r in record.results if r.contestant.startswith(OURS)]
@@ -129,7 +118,6 @@ ADAMS = "step / torch fused Adam's"
 ADAM_OURS = "torch fused Adam / ours"
 COPY = "share of copy bandwidth"
 LINE = "exponent of the last decade"
-HOST = "host us a tensor above the kernel"
 
 TARGETS = (
     Target("cpu", "CPU, 2 cores", f"50 M fp32: {ADAMS}", "<=", 1.29, over_adam(CPU, LARGE)),
@@ -149,7 +137,6 @@ TARGETS = (
         10,
         ratio(over_adam(BASELINE, SMALL), over_adam(CPU, SMALL)),
     ),
-    Target("cpu", "CPU", f"1,000 x 64: {HOST}", "<=", 0.3, us_above_kernel(SMALL)),
     Target("cpu", "CPU", f"GPT-2 fp32: {ADAMS}", "<=", 1.25, over_adam(CPU, GPT2)),
     Target("cpu", "CPU", f"ResNet-50 fp32: {ADAMS}", "<=", 1.25, over_adam(CPU, RESNET)),
     Target("cpu", "CPU", f"GPT-2 bf16: {ADAMS}", "<=", 1.0, over_adam(CPU, GPT2, "bfloat16")),

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adamod_fused.backends.cpu import CpuBackend
+from adamod_fused.console import open_console
 from adamod_fused.plan import Plan
-from bench import check, host
+from bench import check, host, record
 from bench.lists import ParamList
-from bench.schema import decode
+from bench.record import RESULTS
 from bench.work import Work
 
 SMALL = ParamList("small", ((64,),) * 20, "made up")
-
-
-def load(path: Path) -> host.HostRecord:
-    return decode(host.HostRecord, json.loads(path.read_text()), "record")
 
 
 def test_parts_are_told_apart() -> None:
@@ -80,16 +77,21 @@ def test_the_command_prints_and_records(
     out = tmp_path / "new"
     assert host.main(["--out", str(out), "--steps", "2", "--commit", "c0ffee"]) == 0
     assert [path.name for path in out.iterdir()] == ["host-cpu.json"]
-    record = load(out / "host-cpu.json")
-    assert (record.commit, record.tensors, record.elements) == ("c0ffee", 20, 1280)
-    assert {"cpu", "threads", "load"} <= record.machine.keys()
-    assert {"python", "torch", "adamod_fused"} <= record.versions.keys()
-    assert list(record.ns_per_tensor) == ["kept", "new"]
-    assert {s.n for parts in record.ns_per_tensor.values() for s in parts.values()} == {16}
+    made = host.load(out / "host-cpu.json")
+    assert (made.commit, made.tensors, made.elements) == ("c0ffee", 20, 1280)
+    assert {"cpu", "threads", "load"} <= made.machine.keys()
+    assert {"python", "torch", "adamod_fused"} <= made.versions.keys()
+    assert list(made.ns_per_tensor) == ["kept", "new"]
+    assert {s.n for parts in made.ns_per_tensor.values() for s in parts.values()} == {
+        2 * host.ROUNDS
+    }
+    for grads, parts in made.quietest_ns_per_tensor.items():
+        assert list(parts) == list(host.PARTS)
+        assert parts["step"] <= made.ns_per_tensor[grads]["step"].median
     shown = capsys.readouterr().out
     for part in host.PARTS:
         assert part in shown
-        assert host.three_digits(record.ns_per_tensor["new"][part].median) in shown
+        assert host.three_digits(made.ns_per_tensor["new"][part].median) in shown
     assert f"record: {out / 'host-cpu.json'}" in shown.replace("\n", "")
 
 
@@ -114,7 +116,38 @@ def test_bad_input_exits_2_before_any_work(
 
 
 def test_committed_records_are_valid() -> None:
-    for path in check.RESULTS.glob("host-*.json"):
-        record = load(path)
+    for path in RESULTS.glob("host-*.json"):
+        record = host.load(path)
         assert record.schema == host.SCHEMA
         assert {tuple(parts) for parts in record.ns_per_tensor.values()} == {tuple(host.PARTS)}
+
+
+def with_quietest(made: host.HostRecord, step: float, kernel: float) -> host.HostRecord:
+    parts = dict.fromkeys(host.PARTS, 1.0) | {"step": step, "kernel": kernel}
+    return replace(made, quietest_ns_per_tensor={"kept": {}, "new": parts})
+
+
+@pytest.mark.parametrize(("step", "met"), [(350.0, True), (350.5, False)])
+def test_the_target_is_the_step_without_the_kernel(
+    step: float, met: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    made = with_quietest(host.profile(SMALL, 1, None), step, kernel=50.0)
+    record.save_json(asdict(made), tmp_path / "host-cpu.json")
+    monkeypatch.setattr(check, "RESULTS", tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert check.check([], open_console()) == (0 if met else 1)
+    shown = capsys.readouterr().out
+    assert "above the kernel" in shown
+    assert ("SHORT" in shown) != met
+
+
+def test_the_quietest_round_is_the_one_with_the_shortest_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rounds = iter([3.0, 30.0, 1.0, 10.0, 2.0, 20.0])
+    monkeypatch.setattr(host, "ROUNDS", 3)
+    monkeypatch.setattr(host, "measure", lambda *_: dict.fromkeys(host.PARTS, [next(rounds)] * 3))
+    made = host.profile(SMALL, 3, None)
+    assert made.quietest_ns_per_tensor["kept"]["step"] == 1.0
+    assert made.quietest_ns_per_tensor["new"]["step"] == 10.0
+    assert made.ns_per_tensor["new"]["step"].median == 20.0
