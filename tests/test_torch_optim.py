@@ -20,7 +20,7 @@ Not applicable:
     defaults_changed_to_foreach and peak_memory_foreach (there is no foreach implementation);
     foreach's error for a Tensor lr without capturable (here it works).
 Elsewhere:
-    the gradient scaler: test_hooks.py; large tensors and several GPUs: test_gpu.py; float64, where
+    the gradient scaler: test_amp.py; large tensors and several GPUs: test_gpu.py; float64, where
     torch's square root is not correctly rounded: test_reference.py, with a derived bound.
 """
 
