@@ -29,8 +29,7 @@ class Module(lightning.LightningModule):
         return [optimizer], [StepLR(optimizer, step_size=2, gamma=0.5)]  # stepped every epoch
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val, gradient_clip_algorithm):
-        # Part of the step. With precision="16-mixed" the gradients still carry the scaler's scale.
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of precision="16-mixed"
         optimizer.clip_grad_norm_(gradient_clip_val, grad_scaler=scaler)
 
 
