@@ -98,7 +98,7 @@ SHORT: list[tuple[str, str, str, str, dict[str, Any], float]] = [
     ("cpu", "GPT-2 bf16", "gpt2-124m", CPU, {"over_adam": 1.001}, 1.001),
     ("cpu", "ResNet-50 bf16", "resnet50", CPU, {"over_adam": 1.001}, 1.001),
     ("cpu", "cost against size", "size-1e8", CPU, spread(4.0 * 10**1.26), 1.26),
-    ("cpu", "cost against tensors", "tensors-10000", CPU, spread(0.2356 * 10**1.26), 1.26),
+    ("cpu", "cost against tensors", "tensors-10000", CPU, spread(0.2356 * 10**1.54), 1.54),
     ("cuda", "1 G fp32, cuda", "single-1g", CUDA, {"share_of_copy": 0.949}, 0.949),
     ("cuda", "Llama-1B fp32, cuda", "llama-3.2-1b", CUDA, {"share_of_copy": 0.949}, 0.949),
     ("cuda", "1 G fp32, triton", "single-1g", TRITON, {"share_of_copy": 0.929}, 0.929),
