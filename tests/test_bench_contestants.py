@@ -115,6 +115,15 @@ def test_a_package_that_is_missing_is_named_with_the_remedy(name, monkeypatch) -
     assert remedy in absent[name]
 
 
+@pytest.fixture
+def made_up_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The source of torch_optimizer for one test; no other test meets it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch_optimizer", raising=False)
+    yield tmp_path / "torch_optimizer.py"
+    sys.modules.pop("torch_optimizer", None)
+
+
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
@@ -123,12 +132,9 @@ def test_a_package_that_is_missing_is_named_with_the_remedy(name, monkeypatch) -
         ("def AdaMod(params, **options):\n raise TypeError('two\\nlines')", "TypeError: two lines"),
     ],
 )
-def test_a_peer_that_fails_is_named_with_its_error(source, reason, tmp_path, monkeypatch) -> None:
-    (tmp_path / "torch_optimizer.py").write_text(source)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "torch_optimizer", raising=False)
+def test_a_peer_that_fails_is_named_with_its_error(source, reason, made_up_package) -> None:
+    made_up_package.write_text(source)
     _, absent = bench.contestants(CPU, ["torch_optimizer AdaMod"])
-    sys.modules.pop("torch_optimizer", None)  # monkeypatch would bring this one back in the end
     assert absent == {"torch_optimizer AdaMod": f"does not work here: {reason}"}
 
 
@@ -157,17 +163,14 @@ def test_what_serves_the_other_device_is_absent_for_that_reason() -> None:
     assert absent == dict.fromkeys(cpu_only, "it steps tensors on cpu, not on cuda")
 
 
-def test_peers_are_tried_in_silence(monkeypatch, capfd, tmp_path) -> None:
+def test_peers_are_tried_in_silence(capfd, made_up_package) -> None:
     source = (
         "import logging, warnings, torch\n"
         "logging.getLogger('peer').error('no CUDA'); warnings.warn('no CUDA')\n"
         "AdaMod = lambda params, beta3, **options: torch.optim.Adam(params, **options)\n"
     )
-    (tmp_path / "torch_optimizer.py").write_text(source)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "torch_optimizer", raising=False)
+    made_up_package.write_text(source)
     present, _ = bench.contestants(CPU, ["torch_optimizer AdaMod"])
-    monkeypatch.delitem(sys.modules, "torch_optimizer", raising=False)
     assert [contestant.name for contestant in present] == ["torch_optimizer AdaMod"]
     assert capfd.readouterr() == ("", "")
 
