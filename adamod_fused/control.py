@@ -44,6 +44,19 @@ class Clip(NamedTuple):
     """Of the gradients that were clipped: ``Plan.fingerprint``."""
 
 
+class HandedOver(NamedTuple):
+    """That a scaler takes an optimizer's gradients, scaled as they are, for unscaled."""
+
+    grad_scaler: GradScaler
+    found_inf: Tensor
+    """What it was told."""
+
+    def holds(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Until the scaler's update; what a real ``unscale_`` finds is another tensor."""
+        told = self.grad_scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
+        return any(tensor is self.found_inf for tensor in told.values())
+
+
 def control(
     grad_scale: Tensor | None, found_inf: Tensor | None, clip: Clip | None
 ) -> Control | None:
@@ -98,27 +111,23 @@ def clip_of(
 
 
 def scale_of(
-    grad_scaler: GradScaler, optimizer: torch.optim.Optimizer, handed_over: Tensor | None
+    grad_scaler: GradScaler, optimizer: torch.optim.Optimizer, is_handed_over: bool
 ) -> Tensor | None:
     """The scale that ``optimizer``'s gradients still carry; None where there is none.
 
-    ``handed_over``: the ``found_inf`` of the last ``hand_over``. Where the scaler still has it,
-    gradients are unscaled in its eyes only.
+    ``is_handed_over``: they are unscaled in the scaler's eyes only.
 
     Raises:
         RuntimeError: the scaler has seen a step of this optimizer since its last update.
     """
     if not grad_scaler.is_enabled():
         return None
-    state = grad_scaler._per_optimizer_states[id(optimizer)]
-    stage = state["stage"]
+    stage = grad_scaler._per_optimizer_states[id(optimizer)]["stage"]
     if stage is OptState.STEPPED:
         raise RuntimeError(
             "clip_grad_norm_() is called after step(); call the scaler's update() in between"
         )
-    found = state["found_inf_per_device"].values()
-    is_ours = handed_over is not None and any(tensor is handed_over for tensor in found)
-    if stage is OptState.UNSCALED and not is_ours:
+    if stage is OptState.UNSCALED and not is_handed_over:
         return None
     scale = grad_scaler._get_scale_async()
     if scale is None:
@@ -129,7 +138,9 @@ def scale_of(
     return scale
 
 
-def hand_over(grad_scaler: GradScaler, optimizer: torch.optim.Optimizer, found_inf: Tensor) -> None:
+def hand_over(
+    grad_scaler: GradScaler, optimizer: torch.optim.Optimizer, found_inf: Tensor
+) -> HandedOver:
     """Lets the scaler know what a pass over the gradients found, so that it makes none itself.
 
     To it the gradients are as after ``unscale_``: it does not look at them again, hands over no
@@ -138,6 +149,7 @@ def hand_over(grad_scaler: GradScaler, optimizer: torch.optim.Optimizer, found_i
     state = grad_scaler._per_optimizer_states[id(optimizer)]
     state["found_inf_per_device"] = {found_inf.device: found_inf}
     state["stage"] = OptState.UNSCALED
+    return HandedOver(grad_scaler, found_inf)
 
 
 def check_max_norm(max_norm: Any) -> float:

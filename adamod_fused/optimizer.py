@@ -16,9 +16,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from . import execution, validation
-from .control import Clip, check_max_norm, clip_of, control, hand_over, scale_of
-from .dtensor import local
+from . import execution, finite, state_dicts, validation
+from .control import Clip, HandedOver, check_max_norm, clip_of, control, hand_over, scale_of
 from .hyperparameters import as_numbers, is_on_device
 from .plan import Plan, is_capturing
 from .reference import COMPUTE_DTYPES
@@ -26,23 +25,6 @@ from .step_hooks import with_step_hooks
 
 if TYPE_CHECKING:
     from .gradient_release import GradientRelease
-
-
-def is_finite(tensor: Tensor) -> Tensor:
-    """Whether all elements are finite, those of this rank of a DTensor: 0-dim, boolean."""
-    values = local(tensor.detach())
-    values = values.coalesce().values() if values.is_sparse else values
-    return values.isfinite().all()
-
-
-def _as_booleans(flags: list[Tensor]) -> list[bool]:
-    """0-dim tensors as booleans, those of one device by one copy."""
-    found: dict[int, bool] = {}
-    for device in {flag.device for flag in flags}:
-        places = [i for i, flag in enumerate(flags) if flag.device == device]
-        values = torch.stack([flags[i] for i in places]).tolist()
-        found |= dict(zip(places, values, strict=True))
-    return [found[i] for i in range(len(flags))]
 
 
 class FusedOptimizer(Optimizer):
@@ -71,7 +53,7 @@ class FusedOptimizer(Optimizer):
         self._plan: Plan | None = None
         self._is_stepping = False
         self._clip: Clip | None = None  # for the next step
-        self._handed_over: Tensor | None = None  # what a GradScaler was told of a clip
+        self._handed_over: HandedOver | None = None  # what a GradScaler was told of a clip
         self._checked: list[dict[str, Any]] = []  # hyperparameters that passed, a dict a group
         self._counts_on_device = False  # needed by something that only a device knows
 
@@ -161,6 +143,11 @@ class FusedOptimizer(Optimizer):
         grad_scale, found_inf = self._amp()
         if grad_scale is not None or found_inf is not None:
             self._check_not_released("a GradScaler")
+        if found_inf is not None and self._clip is None and self._is_handed_over():
+            raise RuntimeError(
+                "the gradients still carry the loss scale, and the clip that was to take it away "
+                "is gone; call clip_grad_norm_() with the grad_scaler once more"
+            )
         if found_inf is not None or (self._clip is not None and self._clip.scaled):
             self._counts_on_device = True
         plan = self._refreshed_plan()
@@ -175,6 +162,10 @@ class FusedOptimizer(Optimizer):
     def _amp(self) -> tuple[Tensor | None, Tensor | None]:
         """What a GradScaler sets for the time of a step: the loss scale, and whether to skip."""
         return getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+
+    def _is_handed_over(self) -> bool:
+        """Whether a GradScaler takes gradients for unscaled that a clip was to unscale."""
+        return self._handed_over is not None and self._handed_over.holds(self)
 
     def _check_not_released(self, who: str) -> None:
         if self._release is not None:
@@ -263,8 +254,8 @@ class FusedOptimizer(Optimizer):
             return clip_grad_norm_(params, bound, norm_type, error_if_nonfinite)
         scale = None
         if grad_scaler is not None:
-            scale = scale_of(grad_scaler, self, self._handed_over)
-        elif self._clip is not None and self._clip.scaled:
+            scale = scale_of(grad_scaler, self, self._is_handed_over())
+        elif self._is_handed_over():
             raise RuntimeError(
                 "clip_grad_norm_() was called with a grad_scaler and is called again without; "
                 "give it again, since the gradients still carry the loss scale"
@@ -279,8 +270,7 @@ class FusedOptimizer(Optimizer):
             )
         self._clip = clip
         if grad_scaler is not None and scale is not None:
-            hand_over(grad_scaler, self, clip.found_inf)
-            self._handed_over = clip.found_inf
+            self._handed_over = hand_over(grad_scaler, self, clip.found_inf)
         return norm
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -297,25 +287,16 @@ class FusedOptimizer(Optimizer):
         Raises:
             FloatingPointError: names the first such tensor, in the order of the param groups.
         """
-        names, flags = [], []
+        named = []
         for index, group in enumerate(self.param_groups):
             for i, param in enumerate(group["params"]):
                 if is_lazy(param):
                     continue
                 who = validation.label(index, i, group)
                 entries = self.state.get(param) or {}
-                found = {f"the gradient of {who}": param.grad, who: param}
-                found |= {f"{name} of {who}": entries.get(name) for name in self.rule.states}
-                for name, tensor in found.items():
-                    if tensor is not None and tensor.is_floating_point():
-                        names.append(name)
-                        flags.append(is_finite(tensor))
-        bad = [
-            name for name, is_good in zip(names, _as_booleans(flags), strict=True) if not is_good
-        ]
-        if bad:
-            others = f"; so do {len(bad) - 1} more" if len(bad) > 1 else ""
-            raise FloatingPointError(f"{bad[0]} holds inf or NaN{others}")
+                named += [(f"the gradient of {who}", param.grad), (who, param)]
+                named += [(f"{name} of {who}", entries.get(name)) for name in self.rule.states]
+        finite.check([(name, tensor) for name, tensor in named if tensor is not None])
 
     def _step_in_graph(self) -> None:
         from . import compiled  # imports dynamo: for those alone who compile
@@ -364,8 +345,8 @@ class FusedOptimizer(Optimizer):
         how = [{name: group[name] for name in execution.DEFAULTS} for group in self.param_groups]
 
         def check(_: Optimizer, given: dict[str, Any]) -> None:
-            self._check_state_dict(given)
-            for param, saved in self._match(given):
+            state_dicts.check(self, given)
+            for param, saved in state_dicts.match(self, given):
                 step = torch.as_tensor(saved["step"], dtype=torch.float32, device="cpu")
                 states = {
                     name: saved[name].to(device=param.device, dtype=COMPUTE_DTYPES[param.dtype])
@@ -391,43 +372,3 @@ class FusedOptimizer(Optimizer):
         finally:
             for handle in handles:
                 handle.remove()
-
-    def _match(self, state_dict: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
-        """Parameters with the state that a state dict holds for them, where it holds any."""
-        ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        saved = state_dict["state"]
-        return [(p, saved[i]) for i, p in zip(ids, params, strict=True) if saved.get(i)]
-
-    def _check_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for key in ("state", "param_groups"):
-            if key not in state_dict:
-                raise ValueError(
-                    f"the state dict lacks {key!r} (it has {', '.join(map(repr, state_dict))}); "
-                    "load what an optimizer's state_dict() returned"
-                )
-        saved_groups = state_dict["param_groups"]
-        sizes = [len(group["params"]) for group in self.param_groups]
-        saved_sizes = [len(group["params"]) for group in saved_groups]
-        if sizes != saved_sizes:
-            raise ValueError(
-                f"the state dict has param groups of {saved_sizes} parameters, the optimizer of "
-                f"{sizes}; load a state dict saved for the same model and groups"
-            )
-        for index, group in enumerate(saved_groups):
-            given = {**group, **execution.DEFAULTS}
-            missing = [name for name in self.defaults if name not in given]
-            if missing:
-                raise ValueError(
-                    f"param group {index} of the state dict lacks {', '.join(missing)}; load a "
-                    f"state dict that {type(self).__name__} saved"
-                )
-            self._check_group(given)
-        labels = {
-            param: validation.label(g, i, group)
-            for g, group in enumerate(self.param_groups)
-            for i, param in enumerate(group["params"])
-        }
-        for param, saved in self._match(state_dict):
-            validation.check_param(param, labels[param])
-            validation.check_state_entries(param, saved, self.rule.states, labels[param])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,74 +19,17 @@ from torch import Tensor
 from . import execution, norm, validation
 from .backends import Backend, choose, extension
 from .control import Control
-from .dtensor import (
-    dtensor_type,
-    local,
-    redistributed,
-    sharding_fields,
-    wrapped,
-)
+from .dtensor import dtensor_type, local, redistributed, sharding_fields, wrapped
 from .hyperparameters import DeviceNumber, on_host
+from .layout import dense_strides, laid_out
+from .members import BY_REFERENCE, DORMANT, Batch, Member, ReferenceStep
 from .reference import COMPUTE_DTYPES, step_
 
 Groups = Sequence[dict[str, Any]]
 State = dict[Tensor, dict[str, Any]]
 GradOf = Callable[[Tensor], "Tensor | None"]
 
-
-class Batch(NamedTuple):
-    """Parameters that one launch serves: the key of a batch in the table."""
-
-    backend: Backend
-    device: torch.device
-    dtype: torch.dtype
-    counts_on_device: bool
-    """Step counts are on ``device``, and so are tensors among hyperparameters: it reads them."""
-
-
-class Member(NamedTuple):
-    """A parameter of the plan; ``label`` names it in errors, ``layout``: its states' strides.
-
-    The strides of a DTensor are those of its local tensors.
-    """
-
-    param: Tensor
-    group: int
-    label: str
-    batch: int
-    layout: tuple[int, ...]
-
-
-class ReferenceStep(NamedTuple):
-    """What the reference needs to step one parameter."""
-
-    group: int
-    param: Tensor
-    grad: Tensor
-    states: dict[str, Tensor]
-
-
 _how = operator.itemgetter(*execution.DEFAULTS)
-
-# Members that no batch of the table holds; the numbers are those of csrc/bindings/table.h.
-BY_REFERENCE = -1
-DORMANT = -2  # neither gradient nor state so far
-
-
-def dense_strides(tensor: Tensor) -> tuple[int, ...]:
-    """Strides without gaps in ``tensor``'s order of dimensions: its own where it has no gaps."""
-    if tensor.is_contiguous():
-        return tensor.stride()
-    return torch.empty_like(tensor, device="meta").stride()
-
-
-@torch.no_grad()
-def laid_out(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """``tensor`` itself where it lies in memory as it should, or else a copy that does."""
-    if tensor.stride() == strides and not tensor.is_neg():
-        return tensor
-    copy = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
-    return copy.copy_(tensor)
 
 
 def is_capturing() -> bool:

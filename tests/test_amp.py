@@ -198,12 +198,34 @@ def test_clip_change_error_clip_again(any_backend: str) -> None:
             with pytest.raises(RuntimeError, match="gradients changed after clip_grad_norm_"):
                 scaler.step(optimizer)
             assert not hasattr(optimizer, "found_inf")
+            before = Snapshot(optimizer)
+            with pytest.raises(RuntimeError, match="still carry the loss scale, and the clip"):
+                scaler.step(optimizer)
+            with pytest.raises(RuntimeError, match="called again without; give it again"):
+                optimizer.clip_grad_norm_(0.3)
+            before.assert_unchanged()
             optimizer.clip_grad_norm_(0.3, grad_scaler=scaler)
         scaler.step(optimizer)
         scaler.update()
         set_scaled_grads(twin, 7 if step else step, 1.0)
         twin.clip_grad_norm_(0.3)
         twin.step()
+    assert_same_training(optimizer, twin)
+
+
+def test_a_clip_that_was_not_used_says_nothing_after_the_scalers_update() -> None:
+    optimizer, twin, scaler = make_optimizer(), make_optimizer(), make_scaler()
+    set_scaled_grads(optimizer, 9, SCALE)
+    optimizer.clip_grad_norm_(1e-3, grad_scaler=scaler)
+    optimizer.zero_grad()
+    scaler.update()
+    for step, unscale in enumerate((True, False)):
+        set_scaled_grads(optimizer, step, SCALE)
+        if unscale:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        train_step(twin, step)
     assert_same_training(optimizer, twin)
 
 

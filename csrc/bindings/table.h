@@ -22,7 +22,7 @@
 
 namespace py = pybind11;
 
-// Batch indices of parameters that no batch holds; adamod_fused/plan.py uses the same numbers.
+// Batch indices of parameters that no batch holds; adamod_fused/members.py has the same numbers.
 constexpr int by_reference = -1;
 constexpr int dormant = -2;  // neither gradient nor state so far
 

@@ -1,0 +1,41 @@
+"""Which tensor was the first to hold inf or NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .dtensor import local
+
+
+def check(named: Sequence[tuple[str, Tensor]]) -> None:
+    """Raises where a tensor holds inf or NaN; waits once for each device.
+
+    Raises:
+        FloatingPointError: names the first, and how many more there are.
+    """
+    named = [(name, tensor) for name, tensor in named if tensor.is_floating_point()]
+    flags = _as_booleans([is_finite(tensor) for _, tensor in named])
+    bad = [name for (name, _), is_good in zip(named, flags, strict=True) if not is_good]
+    if bad:
+        others = f"; so do {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise FloatingPointError(f"{bad[0]} holds inf or NaN{others}")
+
+
+def is_finite(tensor: Tensor) -> Tensor:
+    """Whether all elements are finite, those of this rank of a DTensor: 0-dim, boolean."""
+    values = local(tensor.detach())
+    values = values.coalesce().values() if values.is_sparse else values
+    return values.isfinite().all()
+
+
+def _as_booleans(flags: list[Tensor]) -> list[bool]:
+    """0-dim tensors as booleans, those of one device by one copy."""
+    found: dict[int, bool] = {}
+    for device in {flag.device for flag in flags}:
+        places = [i for i, flag in enumerate(flags) if flag.device == device]
+        values = torch.stack([flags[i] for i in places]).tolist()
+        found |= dict(zip(places, values, strict=True))
+    return [found[i] for i in range(len(flags))]

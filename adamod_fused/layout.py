@@ -1,0 +1,22 @@
+"""How tensors lie in memory when a kernel steps them: all of a parameter alike, without gaps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def dense_strides(tensor: Tensor) -> tuple[int, ...]:
+    """Strides without gaps in ``tensor``'s order of dimensions: its own where it has no gaps."""
+    if tensor.is_contiguous():
+        return tensor.stride()
+    return torch.empty_like(tensor, device="meta").stride()
+
+
+@torch.no_grad()
+def laid_out(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """``tensor`` itself where it lies in memory as it should, or else a copy that does."""
+    if tensor.stride() == strides and not tensor.is_neg():
+        return tensor
+    copy = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
+    return copy.copy_(tensor)
