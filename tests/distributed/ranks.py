@@ -27,6 +27,10 @@ BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 def serve(rank: int, pipe: Connection) -> None:
     """What a process does: runs what is sent, in a process group of its own, until closed."""
     torch.set_num_threads(1)
+    # Once torch has destroyed a group, Python's last reference to it joins the group's threads. In
+    # torch 2.6 it holds the interpreter's lock meanwhile, and a thread that lets go of its last
+    # tensor waits for that lock for ever: so no reference here is the last.
+    kept = []
     while True:
         try:
             function, world_size, device, store, args = pipe.recv()
@@ -44,6 +48,7 @@ def serve(rank: int, pipe: Connection) -> None:
                 timeout=datetime.timedelta(seconds=SECONDS),
             )
             function(device, *args)
+            kept.append(distributed.group.WORLD)
             distributed.destroy_process_group()
             pipe.send(None)
         except BaseException:  # noqa: BLE001 - the parent process raises it
