@@ -30,7 +30,7 @@ def serve(rank: int, pipe: Connection) -> None:
     # Once torch has destroyed a group, Python's last reference to it joins the group's threads. In
     # torch 2.6 it holds the interpreter's lock meanwhile, and a thread that lets go of its last
     # tensor waits for that lock for ever: so no reference here is the last.
-    kept = []
+    kept: list[Any] = []
     while True:
         try:
             function, world_size, device, store, args = pipe.recv()
@@ -48,7 +48,7 @@ def serve(rank: int, pipe: Connection) -> None:
                 timeout=datetime.timedelta(seconds=SECONDS),
             )
             function(device, *args)
-            kept.append(distributed.group.WORLD)
+            kept += distributed.distributed_c10d._world.pg_map
             distributed.destroy_process_group()
             pipe.send(None)
         except BaseException:  # noqa: BLE001 - the parent process raises it
