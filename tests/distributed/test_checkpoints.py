@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.tensor import DTensor
-from training import Model, assert_same, backward, kernels_alone, shard, train_plainly
+from training import Model, assert_same, kernels_alone, shard, train, train_plainly
 
 from adamod_fused import AdaMod
 
@@ -29,14 +29,6 @@ ALL = range(5)
 def make(device: str, *, sharded: bool, dtype: torch.dtype) -> tuple[nn.Module, AdaMod]:
     model = shard(device, dtype) if sharded else Model().to(device, dtype)
     return model, AdaMod(model.parameters(), **OPTIONS)
-
-
-def train(model: nn.Module, optimizer: AdaMod, steps: range, device: str) -> None:
-    with kernels_alone():
-        for step in steps:
-            optimizer.zero_grad()
-            backward(model, step, device, shared=distributed.get_world_size() > 1)
-            optimizer.step()
 
 
 def save(device: str, folder: Path, options: StateDictOptions, dtype: torch.dtype) -> None:

@@ -10,7 +10,7 @@ import torch
 from helpers import OPTIONS
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
-from training import Model, assert_same, backward, kernels_alone, train_plainly
+from training import Model, assert_same, train, train_plainly
 
 from adamod_fused import AdaMod
 
@@ -20,11 +20,7 @@ STEPS = range(4)
 def train_ddp(device: str, as_views: bool) -> None:
     model = DistributedDataParallel(Model().to(device), gradient_as_bucket_view=as_views)
     optimizer = AdaMod(model.parameters(), **OPTIONS)
-    with kernels_alone():
-        for step in STEPS:
-            optimizer.zero_grad()
-            backward(model, step, device, shared=True)
-            optimizer.step()
+    train(model, optimizer, STEPS, device)
     plain, expected = train_plainly(STEPS, device)
     assert_same(model.parameters(), optimizer, plain.parameters(), expected)
 
@@ -42,24 +38,20 @@ def train_zero(device: str) -> None:
         return model, ZeroRedundancyOptimizer(model.parameters(), optimizer_class=AdaMod, **OPTIONS)
 
     model, optimizer = make()
+    train(model, optimizer, STEPS[:2], device)
+    # A checkpoint: gathered on the first rank, given to all, loaded by new ones.
+    optimizer.consolidate_state_dict(to=0)
+    file = io.BytesIO()
+    if distributed.get_rank() == 0:
+        torch.save([model.state_dict(), optimizer.state_dict()], file)
+    sent = [file.getvalue()]
+    distributed.broadcast_object_list(sent, src=0)
+    weights, states = torch.load(io.BytesIO(sent[0]), weights_only=True)
+    model, optimizer = make()
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(states)
+    train(model, optimizer, STEPS[2:], device)
     plain, expected = train_plainly(STEPS, device)
-    with kernels_alone():
-        for step in STEPS:
-            if step == len(STEPS) // 2:
-                # A checkpoint: gathered on the first rank, given to all, loaded by new ones.
-                optimizer.consolidate_state_dict(to=0)
-                file = io.BytesIO()
-                if distributed.get_rank() == 0:
-                    torch.save([model.state_dict(), optimizer.state_dict()], file)
-                sent = [file.getvalue()]
-                distributed.broadcast_object_list(sent, src=0)
-                weights, states = torch.load(io.BytesIO(sent[0]), weights_only=True)
-                model, optimizer = make()
-                model.load_state_dict(weights)
-                optimizer.load_state_dict(states)
-            optimizer.zero_grad()
-            backward(model, step, device, shared=True)
-            optimizer.step()
 
     assert isinstance(optimizer.optim, AdaMod)
     mine = [p for group in optimizer.optim.param_groups for p in group["params"]]

@@ -8,14 +8,7 @@ import pytest
 import torch
 from helpers import OPTIONS, STATES
 from torch.distributed.tensor import DTensor
-from training import (
-    HEIGHTS,
-    assert_same,
-    backward,
-    kernels_alone,
-    shard,
-    train_plainly,
-)
+from training import HEIGHTS, assert_same, shard, train, train_plainly
 
 from adamod_fused import AdaMod
 
@@ -25,11 +18,7 @@ STEPS = range(4)
 def train_sharded(device: str) -> None:
     model = shard(device)
     optimizer = AdaMod(model.parameters(), **OPTIONS)
-    with kernels_alone():
-        for step in STEPS:
-            optimizer.zero_grad()
-            backward(model, step, device, shared=True)
-            optimizer.step()
+    train(model, optimizer, STEPS, device)
     plain, expected = train_plainly(STEPS, device)
     assert_same(model.parameters(), optimizer, plain.parameters(), expected)
 
@@ -54,14 +43,11 @@ def test_a_sharded_training_equals_a_plain_one(run: Callable[..., None], world_s
 def replace_local_tensors(device: str) -> None:
     model = shard(device)
     optimizer = AdaMod(model.parameters(), **OPTIONS)
-    with kernels_alone():
-        for step in STEPS:
-            optimizer.zero_grad()
-            backward(model, step, device, shared=True)
-            optimizer.step()
-            sizes = [param.to_local().numel() for param in model.parameters()]
-            model.double().float()  # exact, and FSDP2 gives its parameters new local tensors
-            assert sizes == [param.to_local().numel() for param in model.parameters()]
+    for step in STEPS:
+        train(model, optimizer, [step], device)
+        sizes = [param.to_local().numel() for param in model.parameters()]
+        model.double().float()  # exact, and FSDP2 gives its parameters new local tensors
+        assert sizes == [param.to_local().numel() for param in model.parameters()]
     plain, expected = train_plainly(STEPS, device)
     assert_same(model.parameters(), optimizer, plain.parameters(), expected)
 

@@ -18,6 +18,8 @@ from training import (
     full,
     kernels_alone,
     shard,
+    train,
+    train_plainly,
 )
 
 from adamod_fused import AdaMod, release_gradients
@@ -116,17 +118,14 @@ def test_one_ranks_inf_skips_the_step_on_all(run: Callable[..., None]) -> None:
 
 def release_sharded(device: str) -> None:
     """FSDP2 calls hooks once a shard's gradient is reduced."""
-    model, plain = shard(device), Model().to(device)
+    model = shard(device)
     optimizer = AdaMod(model.parameters(), **OPTIONS)
-    expected = AdaMod(plain.parameters(), **OPTIONS)
     release_gradients(model, optimizer, batch_numel=8)
     for step in STEPS:
         backward(model, step, device, shared=True)
         optimizer.step()
         assert all(param.grad is None for param in model.parameters())
-        expected.zero_grad()
-        backward(plain, step, device)
-        expected.step()
+    plain, expected = train_plainly(STEPS, device)
     assert_same(model.parameters(), optimizer, plain.parameters(), expected)
 
 
@@ -138,8 +137,7 @@ def test_released_gradients_of_shards(run: Callable[..., None]) -> None:
 def look_for_inf(device: str) -> None:
     model = shard(device)
     optimizer = AdaMod(model.parameters(), **OPTIONS)
-    backward(model, 0, device, shared=True)
-    optimizer.step()
+    train(model, optimizer, [0], device)
     optimizer.check_finite()
     if distributed.get_rank() == 0:
         next(model.parameters()).grad.to_local()[0] = torch.nan

@@ -19,6 +19,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.optim import Optimizer
 
 from adamod_fused import AdaMod
 
@@ -93,16 +94,29 @@ def backward(model: nn.Module, step: int, device: str = "cpu", *, shared: bool =
     model(*(tensor.to(device, first.dtype) for tensor in data)).backward()
 
 
+def train(
+    model: nn.Module,
+    optimizer: Optimizer,
+    steps: Iterable[int],
+    device: str = "cpu",
+    *,
+    shared: bool = True,
+) -> None:
+    """Steps by kernels alone; ``device`` and ``shared`` as for ``backward``."""
+    with kernels_alone():
+        for step in steps:
+            optimizer.zero_grad()
+            backward(model, step, device, shared=shared)
+            optimizer.step()
+
+
 def train_plainly(
     steps: Iterable[int], device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[Model, AdaMod]:
     """What all distributed runs are to equal: one process, the whole batch."""
     model = Model().to(device, dtype)
     optimizer = AdaMod(model.parameters(), **OPTIONS)
-    for step in steps:
-        optimizer.zero_grad()
-        backward(model, step, device)
-        optimizer.step()
+    train(model, optimizer, steps, device, shared=False)
     return model, optimizer
 
 
