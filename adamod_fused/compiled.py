@@ -39,6 +39,7 @@ def step(optimizer: FusedOptimizer) -> None:
                     *([entries[name] for entries in states] for name in state_names),
                     **{name: as_operand(group[name]) for name in names},
                     backend=group["backend"],
+                    fused=bool(group["fused"]),
                 )
 
 

@@ -22,7 +22,8 @@ def step(
     rule: Any,
     lists: Sequence[Sequence[Tensor]],
     hyperparameters: dict[str, Any],
-    backend: str | None,
+    backend: str | None = None,
+    fused: bool = False,
 ) -> None:
     """Steps ``lists``, which are those of :func:`names_of_lists`, in place.
 
@@ -31,6 +32,7 @@ def step(
         lists: of one length; each tensor as the optimizer class has it.
         hyperparameters: the rule's, as checked numbers.
         backend: None chooses the fastest for each tensor; a name obeys or raises.
+        fused: True insists on a kernel, as for the optimizer class.
 
     Raises:
         TypeError, ValueError, RuntimeError: something cannot be stepped; no tensor has changed.
@@ -49,7 +51,8 @@ def step(
     names = ("step", *rule.states)
     given = [dict(zip(names, entries, strict=True)) for entries in zip(steps, *states, strict=True)]
     state = {param: dict(entries) for param, entries in zip(params, given, strict=True)}
-    group = {**execution.DEFAULTS, "params": params, "backend": backend}
+    group = {**execution.DEFAULTS, "params": params, "backend": backend, "fused": fused}
+    execution.check(group)
     plan = Plan(rule, [group], state, grad_of.__getitem__)
     plan.load(state)
     plan.run([hyperparameters])

@@ -25,6 +25,9 @@ _SCHEMA_TYPES = {
     "str": "str",
 }
 
+# Of execution.py's keywords those that choose the kernel, as the schema has them.
+_KEYWORDS = {"backend": "str? backend=None", "fused": "bool fused=False"}
+
 
 def hyperparameters_of(rule: Any) -> dict[str, str]:
     """Names of a rule's hyperparameters, each with its type in the operator's schema."""
@@ -39,7 +42,7 @@ def schema_of(rule: Any) -> str:
         for i, name in enumerate(lists.names_of_lists(rule))
     )
     hyperparameters = (f"{kind} {name}" for name, kind in hyperparameters_of(rule).items())
-    return f"({', '.join(written)}, {', '.join(hyperparameters)}, str? backend=None) -> ()"
+    return f"({', '.join((*written, *hyperparameters, *_KEYWORDS.values()))}) -> ()"
 
 
 def register(rule: Any, check: Callable[[dict[str, Any]], None]) -> Any:
@@ -59,10 +62,11 @@ def register(rule: Any, check: Callable[[dict[str, Any]], None]) -> Any:
 
     # torch.library leaves out a trailing argument that has its default: all go by their place.
     def step(*arguments: Any, **named: Any) -> None:
-        given = dict(zip((*names, *hyperparameters, "backend"), arguments, strict=False)) | named
+        given = dict(zip((*names, *hyperparameters, *_KEYWORDS), arguments, strict=False)) | named
         numbers = {name: as_numbers(given[name]) for name in hyperparameters}
         check(numbers)
-        lists.step(rule, [given[name] for name in names], numbers, given.get("backend"))
+        keywords = {name: given[name] for name in _KEYWORDS if name in given}
+        lists.step(rule, [given[name] for name in names], numbers, **keywords)
 
     def fake_step(*_: Any, **__: Any) -> None:
         """Writes in place and returns nothing: shapes, dtypes and devices stay as they are."""

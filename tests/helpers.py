@@ -66,12 +66,15 @@ def params_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def make_optimizer(
-    dtype: torch.dtype = torch.float32, seed: int = 0, backend: str | None = None
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    backend: str | None = None,
+    fused: bool | None = None,
 ) -> AdaMod:
     """An optimizer over SHAPES in two groups that differ."""
     params = random_params(*SHAPES, dtype=dtype, seed=seed)
     groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.2, "maximize": False}]
-    return AdaMod(groups, **OPTIONS, backend=backend)
+    return AdaMod(groups, **OPTIONS, backend=backend, fused=fused)
 
 
 def train_step(optimizer: torch.optim.Optimizer, seed: int) -> None:

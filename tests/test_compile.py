@@ -28,7 +28,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim import lr_scheduler
 from torch.utils._pytree import tree_map_only
 
-from adamod_fused import AdaMod
+from adamod_fused import AdaMod, backends
 
 SECONDS = 300  # for a child process: importing torch and one compilation take about 10
 
@@ -261,6 +261,33 @@ def test_bad_hyperparameters_are_refused_before_anything_changes() -> None:
         step(1)
     before.assert_unchanged()
     assert step.graphs == 1
+
+
+@pytest.mark.parametrize("fused_from_the_start", [False, True])
+def test_fused_never_takes_the_reference(
+    fused_from_the_start: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = CompiledStep(make_optimizer(fused=fused_from_the_start))
+    for seed in range(3):
+        step(seed)
+    monkeypatch.setattr(backends, "_BACKENDS", {})
+    for group in step.optimizer.param_groups:
+        group["fused"] = True
+    before = Snapshot(step.optimizer)
+    with pytest.raises(RuntimeError, match=r"fused=True: no kernel serves torch\.float32"):
+        step(3)
+    before.assert_unchanged()
+
+
+def test_fused_and_the_reference_contradict_each_other() -> None:
+    step = CompiledStep(make_optimizer(backend="reference"))
+    step(0)
+    for group in step.optimizer.param_groups:
+        group["fused"] = True
+    before = Snapshot(step.optimizer)
+    with pytest.raises(ValueError, match="fused=True asks for a kernel"):
+        step(1)
+    before.assert_unchanged()
 
 
 needs_autograd_in_graphs = pytest.mark.skipif(

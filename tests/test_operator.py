@@ -72,7 +72,7 @@ def test_the_schema_comes_from_the_rule() -> None:
     assert operators.schema_of(Momentum) == (
         "(Tensor(a0!)[] params, Tensor[] grads, Tensor(a2!)[] momentum_buffers, "
         "Tensor(a3!)[] state_steps, Tensor lr, Tensor[] betas, bool nesterov, "
-        "str? backend=None) -> ()"
+        "str? backend=None, bool fused=False) -> ()"
     )
 
 
@@ -88,7 +88,7 @@ def test_the_bits_of_the_class(by_name: bool, backend: str) -> None:
         before = [grad.clone() for grad in args[1]]
         if by_name:
             names = [argument.name for argument in operator._schema.arguments]
-            operator(**dict(zip(names, [*args, backend], strict=True)))
+            operator(**dict(zip(names, [*args, backend, False], strict=True)))
         else:
             operator(*args, backend)
         for grad, old in zip(args[1], before, strict=True):
@@ -111,6 +111,16 @@ def test_what_is_refused_changes_nothing() -> None:
             operator(*args)
         for tensor, old in zip(written(args), before, strict=True):
             assert_same_bits(tensor, old)
+
+
+def test_fused_rules_out_the_reference() -> None:
+    args = arguments()
+    before = [tensor.clone() for tensor in written(args)]
+    with pytest.raises(ValueError, match="fused=True asks for a kernel"):
+        operator(*args, backend="reference", fused=True)
+    for tensor, old in zip(written(args), before, strict=True):
+        assert_same_bits(tensor, old)
+    operator(*args, fused=True)
 
 
 def test_autograd_learns_of_every_write() -> None:
