@@ -21,7 +21,7 @@ def step(optimizer: FusedOptimizer) -> None:
     if optimizer._is_controlled() or not optimizer._is_traceable():
         step_outside_of_the_graph(optimizer)
         return
-    names = optimizer._hyperparameter_names()
+    names = optimizer._hyperparameter_names
     state_names = (*optimizer.rule.states, "step")
     for group in optimizer.param_groups:
         params = [param for param in group["params"] if param.grad is not None]

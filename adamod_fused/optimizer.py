@@ -56,6 +56,7 @@ class FusedOptimizer(Optimizer):
         self._handed_over: HandedOver | None = None  # what a GradScaler was told of a clip
         self._checked: list[dict[str, Any]] = []  # hyperparameters that passed, a dict a group
         self._counts_on_device = False  # needed by something that only a device knows
+        self._hyperparameter_names = [n for n in self.defaults if n not in execution.DEFAULTS]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -315,12 +316,9 @@ class FusedOptimizer(Optimizer):
         Plan(self.rule, self.param_groups, self.state, counts_on_device=self._counts_on_device)
         return True
 
-    def _hyperparameter_names(self) -> list[str]:
-        return [name for name in self.defaults if name not in execution.DEFAULTS]
-
     def _hyperparameters(self) -> list[dict[str, Any]]:
         """The rule's hyperparameters of each param group, as numbers, checked where changed."""
-        names = self._hyperparameter_names()
+        names = self._hyperparameter_names
         values = [{name: as_numbers(g[name]) for name in names} for g in self.param_groups]
         if values != self._checked:
             for group in self.param_groups:
