@@ -5,6 +5,7 @@ Nothing of the compiled table is traced: it checks addresses, which a graph does
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ torch.compiler.assume_constant_result(FusedOptimizer._is_traceable)  # type: ign
 def step(optimizer: FusedOptimizer) -> None:
     """Steps every parameter that has a gradient; to be traced."""
     if optimizer._is_controlled() or not optimizer._is_traceable():
-        step_outside_of_the_graph(optimizer)
+        outside_of_the_graph(optimizer._step_eagerly)
         return
     names = optimizer._hyperparameter_names
     state_names = (*optimizer.rule.states, "step")
@@ -44,9 +45,9 @@ def step(optimizer: FusedOptimizer) -> None:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
-def step_outside_of_the_graph(optimizer: FusedOptimizer) -> None:
-    """The step that eager takes; the graph breaks here."""
-    optimizer._step_eagerly()
+def outside_of_the_graph(method: Callable[..., Any], *arguments: Any) -> Any:
+    """What eager does, by a method of the optimizer; the graph breaks here."""
+    return method(*arguments)
 
 
 def as_operand(value: Any) -> Any:

@@ -206,7 +206,6 @@ class FusedOptimizer(Optimizer):
             self._plan = plan
         return plan
 
-    @torch.no_grad()
     def clip_grad_norm_(
         self,
         max_norm: float,
@@ -242,6 +241,22 @@ class FusedOptimizer(Optimizer):
                 done already. ``step()`` raises it where gradients changed in between.
             As ``step``: something cannot be stepped.
         """
+        arguments = (max_norm, norm_type, error_if_nonfinite, grad_scaler)
+        if torch.compiler.is_compiling():
+            from . import compiled  # imports dynamo: for those alone who compile
+
+            norm: Tensor = compiled.outside_of_the_graph(self._clip_eagerly, *arguments)
+            return norm
+        return self._clip_eagerly(*arguments)
+
+    @torch.no_grad()
+    def _clip_eagerly(
+        self,
+        max_norm: float,
+        norm_type: float,
+        error_if_nonfinite: bool,
+        grad_scaler: GradScaler | None,
+    ) -> Tensor:
         bound = check_max_norm(max_norm)
         self._check_not_released("clip_grad_norm_()")
         if norm_type != 2:

@@ -142,6 +142,14 @@ def emulated_as_cuda(
     return emulated_cuda
 
 
+@pytest.fixture
+def nothing_compiled() -> Iterator[None]:
+    """torch.compile as in a new process, before the test and after it."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
 # A kernel is a backend, its device and, on the CPU, the instruction set it is held to.
 CPU_KERNELS = [f"cpu-{isa}" for isa in extension.core.cpu_instruction_sets()]
 GPU_KERNELS = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda", "triton")]

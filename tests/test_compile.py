@@ -6,7 +6,7 @@ import copy
 import multiprocessing
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +15,6 @@ from helpers import (
     OPTIONS,
     SHAPES,
     Snapshot,
-    assert_same_bits,
     assert_same_training,
     make_optimizer,
     params_of,
@@ -26,18 +25,13 @@ from helpers import (
 )
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim import lr_scheduler
-from torch.utils._pytree import tree_map_only
 
 from adamod_fused import AdaMod, backends
 
 SECONDS = 300  # for a child process: importing torch and one compilation take about 10
 
 
-@pytest.fixture(autouse=True)
-def _nothing_compiled_before() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
 
 class CompiledStep:
@@ -327,48 +321,6 @@ def test_backward_and_step_in_one_graph() -> None:
     child.kill()
     child.join()
     assert child.exitcode == 0
-
-
-class Elsewhere(torch.Tensor):
-    """A tensor that keeps its elements in another one, as DTensor does."""
-
-    inner: torch.Tensor
-
-    @staticmethod
-    def __new__(cls, inner: torch.Tensor) -> Elsewhere:
-        self = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
-        self.inner = inner
-        return self
-
-    def __tensor_flatten__(self) -> tuple[list[str], None]:
-        return ["inner"], None
-
-    @staticmethod
-    def __tensor_unflatten__(inner: dict[str, torch.Tensor], *_: Any) -> Elsewhere:
-        return Elsewhere(inner["inner"])
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        def unwrap(tree: Any) -> Any:
-            return tree_map_only(Elsewhere, lambda tensor: tensor.inner, tree)
-
-        out = func(*unwrap(args), **unwrap(kwargs or {}))
-        if func._schema.name.endswith("_"):  # in place: what came in goes out
-            return args[0]
-        return tree_map_only(torch.Tensor, Elsewhere, out)
-
-
-def test_tensors_whose_elements_lie_elsewhere_are_stepped_outside_of_the_graph() -> None:
-    (plain,) = random_params((3, 4))
-    param = torch.nn.Parameter(Elsewhere(plain.detach().clone()))
-    eager = AdaMod([plain], **OPTIONS, backend="reference")
-    compiled = AdaMod([param], **OPTIONS, backend="reference")
-    step = torch.compile(lambda: compiled.step(), backend="aot_eager")
-    for seed in range(3):
-        train_step(eager, seed)
-        param.grad = Elsewhere(plain.grad)
-        step()
-    assert_same_bits(param.detach().inner, plain)
 
 
 def test_importing_the_package_does_not_import_dynamo() -> None:
