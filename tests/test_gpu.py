@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import pytest
@@ -207,13 +208,18 @@ def test_ten_thousand_tensors(backend: str) -> None:
     twins.check()
 
 
-@on_each_backend
-def test_more_elements_than_32_bits_count(backend: str) -> None:
+def need_room_for_huge() -> None:
+    """Skips where a bfloat16 parameter of HUGE elements and all that its step takes do not fit."""
     torch.cuda.empty_cache()
     needed = HUGE * (2 + 2 + 3 * 4) + 2**30  # bf16 param and grad, three states; and room
     free, _ = torch.cuda.mem_get_info()
     if free < needed:
         pytest.skip(f"needs {needed >> 30} GiB of free GPU memory, here are {free >> 30}")
+
+
+@on_each_backend
+def test_more_elements_than_32_bits_count(backend: str) -> None:
+    need_room_for_huge()
     generator = torch.Generator(GPU).manual_seed(10)
     param, grad = (torch.empty(HUGE, dtype=torch.bfloat16, device=GPU) for _ in range(2))
     param = nn.Parameter(param.normal_(generator=generator))
@@ -241,3 +247,15 @@ def test_more_elements_than_32_bits_count(backend: str) -> None:
     assert_same_bits(seen(param), twin)
     for name in optimizer.rule.states:
         assert_same_bits(seen(optimizer.state[param][name]), twin_optimizer.state[twin][name], name)
+
+
+@on_each_backend
+def test_the_norm_of_more_elements_than_32_bits_count(backend: str) -> None:
+    need_room_for_huge()
+    param = nn.Parameter(torch.zeros(HUGE, dtype=torch.bfloat16, device=GPU))
+    generator = torch.Generator(GPU).manual_seed(11)
+    param.grad = torch.empty_like(param).normal_(1e-4, 1e-3, generator=generator)
+    norm = AdaMod([param], backend=backend).clip_grad_norm_(1.0)
+    parts = param.grad.split(1_000_003)
+    exact = math.sqrt(math.fsum(part.double().square().sum().item() for part in parts))
+    assert abs(norm.item() / exact - 1) < 2.0**-23  # rounded to float32, of sums in float64
