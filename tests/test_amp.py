@@ -22,8 +22,10 @@ from helpers import (
     set_random_grads,
     train_step,
 )
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adamod_fused import AdaMod
+from adamod_fused.control import clip_of, control
 
 SCALE = 2.0**10
 
@@ -301,6 +303,23 @@ def test_a_scale_that_the_user_sets(any_backend: str) -> None:
     optimizer.found_inf = torch.tensor([1.0])
     optimizer.step()
     assert_same_training(optimizer, plain)
+
+
+@pytest.mark.parametrize(("scale_on", "grads_on"), [("cuda", "cpu"), ("cpu", "cuda")])
+def test_no_operation_mixes_the_scales_device_and_the_gradients(
+    scale_on: str, grads_on: str
+) -> None:
+    """By tensors without values, which know of devices that are not there."""
+    with FakeTensorMode():
+        scale, found_inf = torch.full((), SCALE, device=scale_on), torch.ones((), device=scale_on)
+        norm, clip = clip_of(torch.ones((), dtype=torch.float64, device=grads_on), 1.0, scale, None)
+        assert {norm.device.type, clip.factor.device.type, clip.found_inf.device.type} == {grads_on}
+        for given, expected in (
+            ((scale, found_inf, None), scale_on),
+            ((None, found_inf, clip), grads_on),
+            ((scale, found_inf, clip), grads_on),
+        ):
+            assert control(*given).values.device.type == expected
 
 
 def test_nan_without_a_scaler_propagates(any_backend: str) -> None:

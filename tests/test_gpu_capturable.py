@@ -176,3 +176,46 @@ def test_a_scaler_on_the_gpu(unscale_first: bool, backend: str) -> None:
             assert_same_bits(param.cpu(), other)
             for name, state in twin.state.get(other, {}).items():
                 assert_same_bits(optimizer.state[param][name].cpu(), state, name)
+
+
+@on_each_backend
+@pytest.mark.parametrize("clip", [None, "unscaled", "folded"])
+@pytest.mark.parametrize("on_gpu", [[0, 1, 2], [1], []], ids=["parameters", "both", "scale"])
+def test_a_scaler_on_another_device(on_gpu: list[int], clip: str | None, backend: str) -> None:
+    """Its scale lies where the first loss was; parameters elsewhere are told all the same."""
+    scale_on = GPU if not on_gpu else torch.device("cpu")
+    values = tensors((3, 777, 1), torch.float32, seed=1)
+    params = [
+        torch.nn.Parameter(value.to(GPU if i in on_gpu else "cpu", copy=True))
+        for i, value in enumerate(values)
+    ]
+    twins = [torch.nn.Parameter(value.clone()) for value in values]
+    groups = [{"params": [p], "backend": backend if p.is_cuda else "cpu"} for p in params]
+    optimizer, twin = AdaMod(groups, **OPTIONS), AdaMod(twins, **OPTIONS, backend="cpu")
+    scaler = torch.amp.GradScaler(scale_on.type, init_scale=2.0**10)
+    assert scaler.scale(torch.ones((), device=scale_on)).device == scale_on
+    for step in range(5):
+        spoil = step == 2
+        scale = scaler.get_scale()
+        for param, other, grad in zip(
+            params, twins, tensors((3, 777, 1), torch.float32, seed=step), strict=True
+        ):
+            param.grad = (grad * scale).to(param.device)
+            other.grad = grad
+        if spoil:
+            params[1].grad[0] = math.inf
+        if clip == "unscaled":
+            scaler.unscale_(optimizer)
+        if clip:
+            optimizer.clip_grad_norm_(0.5, grad_scaler=scaler)
+        scaler.step(optimizer)
+        scaler.update()
+        assert scaler.get_scale() == (scale / 2 if spoil else scale)
+        if not spoil:
+            if clip:
+                twin.clip_grad_norm_(0.5)
+            twin.step()
+        for param, other in zip(params, twins, strict=True):
+            assert_same_bits(param.cpu(), other)
+            for name, state in twin.state.get(other, {}).items():
+                assert_same_bits(optimizer.state[param][name].cpu(), state, name)
