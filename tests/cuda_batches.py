@@ -21,22 +21,23 @@ STREAMS = ("param", "grad", *AdaMod.states)
 ROWS_BY_VALUE = (32764 - 8 - 32 * 4 * len(AdaMod.Scalars._fields)) // 64
 SCALARS_BY_VALUE = 32
 
+HYPERPARAMETERS = {  # none at its default
+    "lr": 3e-3,
+    "betas": (0.8, 0.99),
+    "beta3": 0.97,
+    "eps": 1e-6,
+    "weight_decay": 0.1,
+    "variant": "paper",
+    "maximize": True,
+}
+
 GUARD_BYTES = 256
 GUARD = 0xA5
 
 
 def scalars_at(step, **changes):
-    """Scalars of one step as the kernels see them, rounded to float32; nothing at its default."""
-    hyperparameters = {
-        "lr": 3e-3,
-        "betas": (0.8, 0.99),
-        "beta3": 0.97,
-        "eps": 1e-6,
-        "weight_decay": 0.1,
-        "variant": "paper",
-        "maximize": True,
-    }
-    row = AdaMod.prepare(step, **(hyperparameters | changes))
+    """Scalars of one step as the kernels see them, rounded to float32."""
+    row = AdaMod.prepare(step, **(HYPERPARAMETERS | changes))
     return AdaMod.Scalars(*np.array(row, np.float32).tolist())
 
 

@@ -10,7 +10,7 @@ import ctypes
 import numpy as np
 import pytest
 import torch
-from cuda_batches import DTYPES, Batch, scalars_at
+from cuda_batches import DTYPES, HYPERPARAMETERS, Batch, scalars_at
 from helpers import assert_same_bits
 
 SIZES = (0, 5, 1, 8193, 0, 300, 20000, 0)
@@ -22,15 +22,6 @@ GROUPS = [
     {"lr": 0.7e-3, "betas": (0.85, 0.9995), "variant": "released", "eps": 1e-5},
     {"lr": 0.1, "betas": (0.0, 0.5), "beta3": 0.0, "variant": "released", "maximize": False},
 ]
-DEFAULTS = {
-    "lr": 3e-3,
-    "betas": (0.8, 0.99),
-    "beta3": 0.97,
-    "eps": 1e-6,
-    "weight_decay": 0.1,
-    "variant": "paper",
-    "maximize": True,
-}
 
 # struct Group of csrc/engine/row.h; the values in the order of AdaMod::Hyperparameters.
 GROUP = np.dtype([("values", "f8", 8), ("addresses", "i8", 8), ("wide", "i8")])
@@ -41,13 +32,13 @@ class Counted(Batch):
     """A batch whose step counts, and what tensors among its hyperparameters, are on the device.
 
     Args:
-        groups: hyperparameters of each group, where they are not those of DEFAULTS.
+        groups: hyperparameters of each group, where they are not HYPERPARAMETERS.
         starts: the count of each row.
     """
 
     def __init__(self, engine, dtype, sizes, groups, starts, seed=0):
         super().__init__(engine, dtype, sizes, scalar_of_row=list(range(len(sizes))), seed=seed)
-        self.groups = [DEFAULTS | group for group in groups]
+        self.groups = [HYPERPARAMETERS | group for group in groups]
         self.steps = torch.tensor(starts, dtype=torch.float32)
         self.expected_steps = list(starts)
         self.group_of_row = [row % len(groups) for row in range(len(sizes))]

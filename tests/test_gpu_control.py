@@ -11,7 +11,7 @@ import pytest
 import torch
 from cuda_batches import DTYPES, STREAMS, scalars_at
 from helpers import assert_same_bits
-from test_cuda_counts import GROUPS, Counted
+from test_cuda_counts import GROUPS, STARTS, Counted
 from test_cuda_norm import EDGES, ROWS_BY_VALUE, SEGMENT, sum_squares
 from twins import GPU
 
@@ -20,7 +20,6 @@ from adamod_fused.backends import extension
 pytestmark = pytest.mark.gpu
 
 SIZES = (0, 5, 1, 8193, 0, 300, 70_001, 0)
-STARTS = (0, 0, 3, 0, 7, 999, 123_456, 2**20)
 
 
 class OnGpu(Counted):
