@@ -108,6 +108,8 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         text=True,
+        # A shell starts what runs in its background with the signal ignored, children included.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         lines = []
         for line in process.stdout:
