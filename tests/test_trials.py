@@ -156,6 +156,7 @@ def command_on_the_cpu(emulated_cuda, tuned_module, monkeypatch):
     (baseline,), _ = contestants(clock.device, [BASELINE])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)  # Adam asks
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(command, "TrialClock", lambda device: clock)
     monkeypatch.setattr(command, "contestants", lambda *_: ([baseline], {}))
