@@ -135,7 +135,7 @@ class Table {
     bool is_staged = false;
   };
 
-  const std::int64_t* shape(const Param& param) const { return &sizes_[param.sizes]; }
+  const std::int64_t* shape(const Param& param) const { return sizes_.data() + param.sizes; }
   const std::int64_t* strides(const Param& param) const { return shape(param) + param.dim; }
   const std::int64_t* layout(const Param& param) const { return strides(param) + param.dim; }
 
