@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -154,10 +155,11 @@ def command_on_the_cpu(emulated_cuda, tuned_module, monkeypatch):
     }
     clock = CpuClock()
     (baseline,), _ = contestants(clock.device, [BASELINE])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)  # Adam asks
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    # The command's torch alone sees a GPU: the optimizers would ask torch's own for its stream.
+    gpu = SimpleNamespace(
+        is_available=lambda: True, current_device=lambda: 0, get_device_capability=lambda _: (9, 0)
+    )
+    monkeypatch.setattr(command, "torch", SimpleNamespace(cuda=gpu, device=torch.device))
     monkeypatch.setattr(command, "TrialClock", lambda device: clock)
     monkeypatch.setattr(command, "contestants", lambda *_: ([baseline], {}))
     monkeypatch.setattr(command, "CudaBackend", type(emulated_cuda))
