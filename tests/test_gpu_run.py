@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import adamod_fused
+
 CI = Path(__file__).resolve().parents[1] / ".ci"
 
 
@@ -75,8 +77,16 @@ def test_what_does_not_stop_is_killed_and_named(gpu, tmp_path, monkeypatch):
 def test_the_commands_are_understood(gpu, stage, tmp_path):
     """All that is wrong with them here is that there is no GPU."""
     command = gpu.measuring(getattr(gpu, stage), tmp_path, "abc", 65)
+    # The package under test, wherever it lies, and then the benchmark.
+    package = Path(adamod_fused.__file__).resolve().parent.parent
+    environment = os.environ | {"PYTHONPATH": f"{package}{os.pathsep}{CI.parent}"}
     result = subprocess.run(
-        [sys.executable, *command], cwd=CI.parent, capture_output=True, text=True, check=False
+        [sys.executable, *command],
+        cwd=CI.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 2, result.stderr
     assert "GPU" in result.stderr.splitlines()[-1]
