@@ -18,6 +18,16 @@ struct Row {
 
 static_assert(sizeof(Row) == 64, "triton_kernels/engine.py counts on eight 64-bit columns");
 
+// Of a row whose states or weights are not plain floats; beside the rows, in the same order.
+struct Coded {
+  std::uint8_t* exponents;   // num_states for each block of codes::block elements, one byte each
+  std::int16_t* remainders;  // what the parameters lack of float32: its lower 16 bits
+  std::int64_t first_index;  // that the row's first element has in its whole tensor
+  std::uint64_t key;         // of the random bits
+};
+
+static_assert(sizeof(Coded) == 32, "triton_kernels/engine.py counts on four 64-bit columns");
+
 // Of a row whose step count lives on the device, where its scalars are then prepared too.
 struct Count {
   float* step;         // steps done so far

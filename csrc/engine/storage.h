@@ -4,22 +4,14 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
 #include "../host_device.h"
+#include "bits.h"
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #endif
-
-template <typename To, typename From>
-HOST_DEVICE To bit_cast(From from) {
-  static_assert(sizeof(To) == sizeof(From), "a bit cast keeps every bit");
-  To to;
-  std::memcpy(&to, &from, sizeof(to));
-  return to;
-}
 
 struct Float32 {
   using storage = float;

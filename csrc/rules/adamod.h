@@ -9,11 +9,16 @@
 
 #include "../host_device.h"
 #include "integer_power.h"
+#include "values.h"
 
 template <typename T>
 struct AdaMod {
   static constexpr const char* name = "adamod";
   static constexpr int num_states = 3;  // exp_avg, exp_avg_sq, exp_avg_lr
+
+  // A second moment too large makes a step too short, and so does a bound too small.
+  static constexpr Values values[num_states] = {
+      Values::of_both_signs, Values::safe_too_large, Values::safe_too_small};
 
   struct Scalars {
     T grad_sign;  // -1 to maximize
@@ -23,6 +28,7 @@ struct AdaMod {
     T eps;
     T step_size, denom_scale, update_scale;  // where the bias corrections sit: a, b, c
     T param_decay;                           // 1 - lr * weight_decay
+    T step;                                  // for random bits; the first is 1
   };
 
   // What a param group sets, in float64.
@@ -55,6 +61,7 @@ struct AdaMod {
     s.denom_scale = static_cast<T>(denom_scale);
     s.update_scale = static_cast<T>(update_scale);
     s.param_decay = static_cast<T>(1 - h.lr * h.weight_decay);
+    s.step = static_cast<T>(step);
     return s;
   }
 

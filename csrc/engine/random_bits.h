@@ -1,0 +1,42 @@
+// Random bits for stochastic rounding: a function of (key, element, step, stream) alone, the same
+// on every backend, whatever the launch and however a tensor is cut.
+//
+// A hash of the element gives each stream a starting point, and a step moves it by the stream's own
+// odd constant modulo 2^32: over steps a Weyl sequence. At any one step the bits are uniform over
+// elements; over steps those of one element fill the range far more evenly than independent ones,
+// so that the rounding of a slow average errs half as much.
+#pragma once
+
+#include <cstdint>
+
+#include "../host_device.h"
+
+namespace random_bits {
+
+// One for each state, in order, then one for the parameter.
+constexpr int num_streams = 4;
+
+// Fractions of 2^32, made odd, of irrationals of different quadratic fields, each hard to
+// approximate by fractions: (sqrt(5) - 1) / 2, sqrt(2) - 1, sqrt(3) - 1, (sqrt(13) - 3) / 2.
+constexpr std::uint32_t weyl[num_streams] = {0x9e3779b9u, 0x6a09e667u, 0xbb67ae85u, 0x4d8400fdu};
+
+HOST_DEVICE std::uint32_t rotate(std::uint32_t x, int by) { return (x << by) | (x >> (32 - by)); }
+
+// Of the element of this index in its whole tensor.
+HOST_DEVICE std::uint32_t hash(std::uint64_t index, std::uint64_t key) {
+  std::uint32_t h = static_cast<std::uint32_t>(index) * 0x9e3779b1u + static_cast<std::uint32_t>(key);
+  h = (h ^ (h >> 16)) * 0x21f0aaadu;
+  h += static_cast<std::uint32_t>(index >> 32) * 0x85ebca6bu + static_cast<std::uint32_t>(key >> 32);
+  h = (h ^ (h >> 15)) * 0x735a2d97u;
+  return h ^ (h >> 15);
+}
+
+// Where stream `stream` of an element starts: its hash, mixed once more for two of the streams, and
+// turned by half a word for every other one, which leaves the upper 16 bits of a pair disjoint.
+HOST_DEVICE std::uint32_t start(std::uint32_t hash, int stream) {
+  const std::uint32_t mixed = (hash ^ (hash >> 16)) * 0x2c1b3c6du;
+  const std::uint32_t word = stream < 2 ? hash : mixed ^ (mixed >> 15);
+  return stream % 2 == 0 ? word : rotate(word, 16);
+}
+
+}  // namespace random_bits
