@@ -45,10 +45,14 @@ Table::Table(const std::vector<std::string>& states, std::size_t num_groups, boo
       params_key_(interned("params")),
       grad_key_(interned("grad")),
       version_key_(interned("_version")),
+      exponents_key_(interned("block_exponents")),
+      remainders_key_(interned("param_remainder")),
       grad_descriptor_(trusted_types_[0].attr("grad")),
       increment_version_(
           py::module_::import("torch").attr("autograd").attr("graph").attr("increment_version")),
       step_dtype_(reader_.number_of(py::module_::import("torch").attr("float32"))),
+      exponents_dtype_(reader_.number_of(py::module_::import("torch").attr("uint8"))),
+      remainders_dtype_(reader_.number_of(py::module_::import("torch").attr("int16"))),
       group_sizes_(num_groups) {
   if (states.size() > max_states) {
     throw py::value_error("a row of the table holds at most " + std::to_string(max_states) +
@@ -57,13 +61,14 @@ Table::Table(const std::vector<std::string>& states, std::size_t num_groups, boo
   for (const std::string& name : states) entry_names_.push_back(interned(name.c_str()));
 }
 
-int Table::add_batch(std::int64_t chunk_size, bool counts_on_device) {
-  batches_.push_back(Batch{chunk_size, counts_on_device, {}, 0, {}, {}});
+int Table::add_batch(std::int64_t chunk_size, bool counts_on_device, bool is_coded) {
+  batches_.push_back(Batch{chunk_size, counts_on_device, is_coded, {}, {}, 0, {}, {}});
   return static_cast<int>(batches_.size()) - 1;
 }
 
 int Table::add_param(py::object object, int group, int batch, const py::object& state_dtype,
-                     const std::vector<std::int64_t>& layout) {
+                     const std::vector<std::int64_t>& layout,
+                     const std::optional<std::tuple<bool, bool, std::int64_t, std::uint64_t>>& coding) {
   Param param;
   param.group = group;
   param.batch = batch;
@@ -83,6 +88,10 @@ int Table::add_param(py::object object, int group, int batch, const py::object& 
     sizes_.insert(sizes_.end(), view.shape, view.shape + view.dim);
     sizes_.insert(sizes_.end(), view.strides, view.strides + view.dim);
     sizes_.insert(sizes_.end(), layout.begin(), layout.end());
+    if (coding.has_value()) {
+      const auto [has_exponents, has_remainders, first_index, key] = *coding;
+      param.coding = Coding{has_exponents, has_remainders, first_index, key};
+    }
   }
   const py::object grad_descriptor = py::type::of(object).attr("grad");
   param.inherits_grad = Py_TYPE(grad_descriptor_.ptr()) == &PyGetSetDescr_Type &&

@@ -12,7 +12,9 @@
 #include <array>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -30,7 +32,9 @@ constexpr int dormant = -2;  // neither gradient nor state so far
 struct Batch {
   std::int64_t chunk_size;
   bool counts_on_device;  // and so scalars are prepared there, one row for each tensor
+  bool is_coded;           // states or weights are not plain floats
   std::vector<Row> rows;
+  std::vector<Coded> coded;  // where they are not, one for each row
   std::int64_t num_chunks = 0;
   std::vector<Count> counts;  // where on the device, one for each row
   std::vector<Group> groups;  // where counts are on the device
@@ -42,6 +46,13 @@ struct GradTable {
   std::int64_t num_segments = 0;
 };
 
+// How a parameter of a coded batch is stored.
+struct Coding {
+  bool has_exponents, has_remainders;
+  std::int64_t first_index;
+  std::uint64_t key;
+};
+
 class Table {
  public:
   // `states`: the names of a rule's states. `num_groups`: of the optimizer's param groups, empty
@@ -49,13 +60,15 @@ class Table {
   Table(const std::vector<std::string>& states, std::size_t num_groups, bool fast);
 
   // Adds an empty batch and returns its index.
-  int add_batch(std::int64_t chunk_size, bool counts_on_device);
+  int add_batch(std::int64_t chunk_size, bool counts_on_device, bool is_coded);
 
   // Adds a parameter of param group `group`, to be served by batch `batch` or by none, and returns
   // its index. `layout`: the strides that states have and that kernels run in, the
-  // parameter's own where it is dense. Throws py::value_error for a tensor without plain memory.
+  // parameter's own where it is dense. `coding`: of a parameter in a coded batch. Throws
+  // py::value_error for a tensor without plain memory.
   int add_param(py::object param, int group, int batch, const py::object& state_dtype,
-                const std::vector<std::int64_t>& layout);
+                const std::vector<std::int64_t>& layout,
+                const std::optional<std::tuple<bool, bool, std::int64_t, std::uint64_t>>& coding);
 
   // Takes gradients of type `type` for plain tensors, as those of torch.Tensor itself are.
   void trust(const py::type& type);
@@ -115,8 +128,11 @@ class Table {
   std::int64_t num_scalars() const { return static_cast<std::int64_t>(due_.size()); }
 
  private:
-  // The tensors of one parameter's row beside itself: grad, then as in entry_names_.
-  static constexpr std::size_t max_entries = 2 + max_states;
+  // The tensors of one parameter's row beside itself: grad, then as in entry_names_; last what
+  // only coded parameters have.
+  static constexpr std::size_t exponents_entry = 2 + max_states;
+  static constexpr std::size_t remainders_entry = exponents_entry + 1;
+  static constexpr std::size_t max_entries = remainders_entry + 1;
   using Held = std::array<py::object, max_entries>;
 
   struct Param {
@@ -126,6 +142,7 @@ class Table {
     std::int32_t dtype, state_dtype, device_type, device_index;
     std::int64_t numel, num_chunks, dim;
     std::size_t sizes;  // where in sizes_ its shape, strides and layout stand
+    Coding coding{};
     // This step's:
     py::object state;       // its entry in the optimizer's state, until `held` is full
     Held held;              // grad, step and states, until the launch is done
@@ -142,10 +159,12 @@ class Table {
   bool take_down(const py::list& param_groups, const py::dict& state);
   py::object grad_of(const Param& param) const;
   bool gather_entries(Param& param) const;
+  bool gather_coded(Param& param) const;
   void prefetch_objects(std::size_t turn) const;
   void prefetch(const Param& param) const;
   bool is_trusted(PyObject* tensor) const;
   bool fill(Param& param);
+  bool fill_coded(const Param& param, Coded& coded);
   static void release(Param& param);
   std::int64_t scalars_row(int group, std::int64_t step);
 
@@ -154,8 +173,9 @@ class Table {
   std::vector<py::type> trusted_types_;
   std::vector<py::object> entry_names_;  // step, then the states; interned
   py::object params_key_, grad_key_, version_key_;
+  py::object exponents_key_, remainders_key_;
   py::object grad_descriptor_, increment_version_;
-  std::int32_t step_dtype_;
+  std::int32_t step_dtype_, exponents_dtype_, remainders_dtype_;
   std::vector<Param> params_;
   std::vector<std::int64_t> sizes_;  // of all, in one place: a step reads them all
   std::vector<std::size_t> group_sizes_;

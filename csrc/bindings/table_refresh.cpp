@@ -1,6 +1,7 @@
 // How the table takes down the tensors of one step: what `Table::refresh` does.
 #include <algorithm>
 
+#include "../engine/codes.h"
 #include "table.h"
 
 namespace {
@@ -119,8 +120,21 @@ bool Table::gather_entries(Param& param) const {
     if (value == nullptr) return false;
     param.held[found + 1] = py::reinterpret_borrow<py::object>(value);
   }
+  if (!gather_coded(param)) return false;
   param.state = py::object();
   return true;
+}
+
+bool Table::gather_coded(Param& param) const {
+  const auto take = [&](bool is_wanted, const py::object& key, std::size_t entry) {
+    if (!is_wanted) return true;
+    PyObject* const value = PyDict_GetItemWithError(param.state.ptr(), key.ptr());
+    if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
+    param.held[entry] = py::reinterpret_borrow<py::object>(value);
+    return value != nullptr;
+  };
+  return take(param.coding.has_exponents, exponents_key_, exponents_entry) &&
+         take(param.coding.has_remainders, remainders_key_, remainders_entry);
 }
 
 // What the gathering reads in a few turns: a dict of states has to be there before its keys are.
@@ -148,6 +162,7 @@ void Table::clear() {
   scalars_rows_.clear();
   for (Batch& batch : batches_) {
     batch.rows.clear();
+    batch.coded.clear();
     batch.counts.clear();
     batch.num_chunks = 0;
   }
@@ -228,6 +243,8 @@ bool Table::fill(Param& param) {
     row.state[i] = view.data;
   }
 
+  if (batch.is_coded && !fill_coded(param, batch.coded.emplace_back())) return false;
+
   if (!reader_.read(param.held[1].ptr(), view) || view.dtype != step_dtype_ || view.dim != 0) {
     return false;
   }
@@ -248,6 +265,41 @@ bool Table::fill(Param& param) {
   param.is_due = true;
   row.first_chunk = batch.num_chunks;
   batch.num_chunks += param.num_chunks;
+  return true;
+}
+
+bool Table::fill_coded(const Param& param, Coded& coded) {
+  coded = Coded{nullptr, nullptr, param.coding.first_index, param.coding.key};
+  const auto reads = [&](PyObject* tensor, std::int32_t dtype, TensorView& view) {
+    return reader_.read(tensor, view) && view.dtype == dtype &&
+           view.device_type == param.device_type && view.device_index == param.device_index;
+  };
+  TensorView view;
+  if (param.coding.has_exponents) {
+    const std::int64_t shape[] = {(param.numel + codes::block - 1) / codes::block,
+                                  static_cast<std::int64_t>(entry_names_.size()) - 1};
+    const std::int64_t strides[] = {shape[1], 1};
+    if (!reads(param.held[exponents_entry].ptr(), exponents_dtype_, view) ||
+        !same_shape(shape, 2, view) || !same_strides(strides, view, shape[0] * shape[1])) {
+      return false;
+    }
+    coded.exponents = reinterpret_cast<std::uint8_t*>(view.data);
+  }
+  if (param.coding.has_remainders) {
+    PyObject* const tensor = param.object.ptr();
+    PyObject* const given = param.held[remainders_entry].ptr();
+    const bool is_local = dtensors_.is_dtensor(tensor);
+    if (dtensors_.is_dtensor(given) != is_local ||
+        (is_local && !dtensors_.same_sharding(tensor, given))) {
+      return false;
+    }
+    if (!reads(dtensors_.local(given), remainders_dtype_, view) ||
+        !same_shape(shape(param), param.dim, view) ||
+        !same_strides(layout(param), view, param.numel)) {
+      return false;
+    }
+    coded.remainders = reinterpret_cast<std::int16_t*>(view.data);
+  }
   return true;
 }
 

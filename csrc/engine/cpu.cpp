@@ -7,19 +7,13 @@
 #include <utility>
 
 #include "../rules/all.h"
+#include "cpu_span.h"
 #include "cpu_targets.h"
 #include "storage.h"
 #include "threads.h"
 
 namespace cpu {
 namespace {
-
-struct Batch {
-  const Row* rows;
-  std::int64_t num_rows;
-  const void* scalars;
-  float grad_scale;
-};
 
 // Below so many elements a second thread takes longer to wake than to do its share.
 constexpr std::int64_t least_per_thread = 1 << 16;
@@ -83,8 +77,6 @@ CPU_AVX512 void span_avx512(const Batch& batch, const Row* row, std::int64_t beg
 }
 #endif
 
-using Span = void (*)(const Batch&, const Row*, std::int64_t, std::int64_t);
-
 template <class Rule, class Format>
 Span span_for(const std::string& instruction_set) {
 #ifdef __x86_64__
@@ -133,13 +125,17 @@ std::vector<std::string> instruction_sets() {
   return names;
 }
 
-void step(const std::string& rule, const std::string& dtype, const Row* rows, std::int64_t num_rows,
-          const void* scalars, float grad_scale, int threads, const std::string& instruction_set) {
+void step(const std::string& rule, const std::string& dtype, const Formats& formats,
+          const Row* rows, std::int64_t num_rows, const void* scalars, float grad_scale,
+          int threads, const std::string& instruction_set) {
   check_supported(instruction_set);
-  const Span span = span_for(rule, dtype, instruction_set);
+  const bool is_plain = formats.states == "fp32" && formats.weights == "plain";
+  const Span span = is_plain ? span_for(rule, dtype, instruction_set)
+                             : coded_span_for(rule, dtype, formats.states, formats.weights,
+                                              instruction_set);
   if (num_rows == 0) return;
 
-  const Batch batch{rows, num_rows, scalars, grad_scale};
+  const Batch batch{rows, num_rows, formats.coded, scalars, grad_scale};
   const Row& last = rows[num_rows - 1];
   const std::int64_t total = last.first_chunk + last.numel;
   threads = static_cast<int>(std::clamp<std::int64_t>(total / least_per_thread, 1, threads));
