@@ -127,6 +127,7 @@ class AdaMod:
         denom_scale: float
         update_scale: float
         param_decay: float
+        step: float
 
     @staticmethod
     def hyperparameters(
@@ -180,6 +181,7 @@ class AdaMod:
             denom_scale=denom_scale,
             update_scale=update_scale,
             param_decay=1 - lr * weight_decay,
+            step=float(step),
         )
 
     @staticmethod

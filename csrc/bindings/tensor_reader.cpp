@@ -36,7 +36,7 @@ bool TensorReader::number_names(const py::module_& torch) {
     complete &= found.has_value();
     return found.value_or(-1);
   };
-  for (const std::string name : {"float16", "bfloat16", "float32", "float64"}) {
+  for (const std::string name : {"float16", "bfloat16", "float32", "float64", "uint8", "int16"}) {
     dtypes_[torch.attr(name.c_str())] = number("dtype_" + name);
   }
   for (const std::string name : {"cpu", "cuda"}) {
