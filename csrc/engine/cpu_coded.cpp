@@ -49,26 +49,38 @@ struct Block {
   std::uint64_t first_index;
   std::uint64_t key;
 
+  // Bytes become words first and words bytes last, in loops of their own: each loop over elements of
+  // one width is one that compilers vectorise well.
   template <int k>
-  HOST_DEVICE void load_state(Lanes<float>& values, int count) const {
+  HOST_DEVICE void load_words(Lanes<std::uint32_t>& words, int count) const {
     const State* const from = states[k];
-    if constexpr (bytes == 4) {
-      for (int i = 0; i < count; ++i) values.of[i] = from[i];
-    } else {
-      const std::int32_t exponent = exponents[k];
 #pragma omp simd
-      for (int i = 0; i < count; ++i) {
-        std::uint32_t code = from[i];
-        if constexpr (borrows<k>) code |= static_cast<std::uint32_t>(states[k - 1][i] >> 7) << 8;
-        if constexpr (borrows<k + 1>) code &= 0x7fu;
-        values.of[i] = CodeOf<k>::decode(code, exponent);
-      }
+    for (int i = 0; i < count; ++i) words.of[i] = from[i];
+  }
+
+  template <int k>
+  HOST_DEVICE void load_values(Lanes<float>& values, int count) const {
+    const State* const from = states[k];
+#pragma omp simd
+    for (int i = 0; i < count; ++i) values.of[i] = from[i];
+  }
+
+  template <int k>
+  HOST_DEVICE void decode(const Lanes<std::uint32_t> (&words)[num_states],
+                          Lanes<float>& values) const {
+    const std::int32_t exponent = exponents[k];
+#pragma omp simd
+    for (int i = 0; i < block; ++i) {
+      std::uint32_t code = words[k].of[i];
+      if constexpr (borrows<k>) code |= words[k - 1].of[i] >> 7 << 8;
+      if constexpr (borrows<k + 1>) code &= 0x7fu;
+      values.of[i] = CodeOf<k>::decode(code, exponent);
     }
   }
 
   template <int k>
-  HOST_DEVICE void encode_state(const Lanes<float>& values, const Lanes<std::uint32_t>& hashes,
-                                std::uint32_t step, int count, Lanes<std::uint32_t>& coded) const {
+  HOST_DEVICE void encode(const Lanes<float>& values, const Lanes<std::uint32_t>& hashes,
+                          std::uint32_t step, int count, Lanes<std::uint32_t>& words) const {
     std::uint32_t rank = 0;
 #pragma omp simd reduction(max : rank)
     for (int i = 0; i < count; ++i) rank = std::max(rank, CodeOf<k>::rank(values.of[i]));
@@ -78,34 +90,86 @@ struct Block {
 #pragma omp simd
     for (int i = 0; i < block; ++i) {
       const std::uint32_t random = random_bits::start(hashes.of[i], k) + turn;
-      coded.of[i] = CodeOf<k>::encode(values.of[i], exponent, random);
+      words.of[i] = CodeOf<k>::encode(values.of[i], exponent, random);
     }
   }
 
   template <int k>
-  HOST_DEVICE void store_state(const Lanes<std::uint32_t> (&coded)[num_states], int count) const {
+  HOST_DEVICE void store_words(Lanes<std::uint32_t> (&words)[num_states], int count) const {
+    if constexpr (borrows<k + 1>) {
+#pragma omp simd
+      for (int i = 0; i < block; ++i) words[k].of[i] |= words[k + 1].of[i] >> 8 << 7;
+    }
+    State* const to = states[k];
+#pragma omp simd
+    for (int i = 0; i < count; ++i) to[i] = static_cast<State>(words[k].of[i]);
+  }
+
+  template <int k>
+  HOST_DEVICE void store_values(const Lanes<float>& values, int count) const {
+    State* const to = states[k];
+#pragma omp simd
+    for (int i = 0; i < count; ++i) to[i] = static_cast<State>(values.of[i]);
+  }
+
+  HOST_DEVICE void load_weights(Lanes<float>& values, int count) const {
 #pragma omp simd
     for (int i = 0; i < count; ++i) {
-      std::uint32_t code = coded[k].of[i];
-      if constexpr (borrows<k + 1>) code |= coded[k + 1].of[i] >> 8 << 7;
-      states[k][i] = static_cast<Code>(code);
+      if constexpr (weights == Weights::split) {
+        values.of[i] = weights::Split::load(param[i], remainders[i]);
+      } else {
+        values.of[i] = Format::load(param[i]);
+      }
+    }
+  }
+
+  HOST_DEVICE void store_weights(const Lanes<float>& values, const Lanes<std::uint32_t>& hashes,
+                                 std::uint32_t step, int count) const {
+    constexpr int stream = random_bits::num_streams - 1;
+    const std::uint32_t turn = step * random_bits::weyl[stream];
+#pragma omp simd
+    for (int i = 0; i < count; ++i) {
+      const std::uint32_t pattern = weights::pattern_of(values.of[i]);
+      if constexpr (weights == Weights::plain) {
+        param[i] = Format::store(values.of[i]);
+      } else if constexpr (weights == Weights::split) {
+        param[i] = weights::Split::param(pattern);
+        remainders[i] = weights::Split::remainder(pattern);
+      } else {
+        const std::uint32_t random = random_bits::start(hashes.of[i], stream) + turn;
+        param[i] = weights::Stochastic::param(pattern, random);
+      }
+    }
+  }
+
+  HOST_DEVICE void hash_elements(Lanes<std::uint32_t>& hashes) const {
+    const auto low = static_cast<std::uint32_t>(first_index);
+    const auto high = static_cast<std::uint32_t>(first_index >> 32);
+#pragma omp simd
+    for (int i = 0; i < block; ++i) {
+      const std::uint32_t index = low + static_cast<std::uint32_t>(i);
+      hashes.of[i] = random_bits::hash(index, index < low ? high + 1 : high, key);
     }
   }
 
   template <int... k>
   HOST_DEVICE void update(const typename Rule::Scalars& scalars, float grad_scale, int count,
                           std::integer_sequence<int, k...>) const {
-    Lanes<float> p{}, g{}, values[num_states]{};
-#pragma omp simd
-    for (int i = 0; i < count; ++i) {
-      g.of[i] = Format::load(grad[i]) * grad_scale;
-      if constexpr (weights == Weights::split) {
-        p.of[i] = weights::Split::load(param[i], remainders[i]);
-      } else {
-        p.of[i] = Format::load(param[i]);
-      }
+    Lanes<float> p, g, values[num_states];
+    Lanes<std::uint32_t> words[num_states];
+    if (count < block) {
+      p = g = {};
+      ((values[k] = {}, words[k] = {}), ...);
     }
-    (load_state<k>(values[k], count), ...);
+    load_weights(p, count);
+#pragma omp simd
+    for (int i = 0; i < count; ++i) g.of[i] = Format::load(grad[i]) * grad_scale;
+    if constexpr (bytes == 4) {
+      (load_values<k>(values[k], count), ...);
+    } else {
+      (load_words<k>(words[k], count), ...);
+      (decode<k>(words, values[k]), ...);
+    }
 
 #pragma omp simd
     for (int i = 0; i < block; ++i) {
@@ -114,37 +178,14 @@ struct Block {
 
     Lanes<std::uint32_t> hashes;
     const auto step = static_cast<std::uint32_t>(static_cast<std::int32_t>(scalars.step));
-    if constexpr (bytes != 4 || weights == Weights::stochastic) {
-#pragma omp simd
-      for (int i = 0; i < block; ++i) {
-        hashes.of[i] = random_bits::hash(first_index + static_cast<std::uint64_t>(i), key);
-      }
-    }
+    if constexpr (bytes != 4 || weights == Weights::stochastic) hash_elements(hashes);
     if constexpr (bytes == 4) {
-      for (int i = 0; i < count; ++i) ((states[k][i] = values[k].of[i]), ...);
+      (store_values<k>(values[k], count), ...);
     } else {
-      Lanes<std::uint32_t> coded[num_states];
-      (encode_state<k>(values[k], hashes, step, count, coded[k]), ...);
-      (store_state<k>(coded, count), ...);
+      (encode<k>(values[k], hashes, step, count, words[k]), ...);
+      (store_words<k>(words, count), ...);
     }
-
-    const std::uint32_t turn = step * random_bits::weyl[random_bits::num_streams - 1];
-#pragma omp simd
-    for (int i = 0; i < count; ++i) {
-      if constexpr (weights == Weights::plain) {
-        param[i] = Format::store(p.of[i]);
-      } else {
-        const std::uint32_t pattern = weights::pattern_of(p.of[i]);
-        if constexpr (weights == Weights::split) {
-          param[i] = weights::Split::param(pattern);
-          remainders[i] = weights::Split::remainder(pattern);
-        } else {
-          const std::uint32_t random =
-              random_bits::start(hashes.of[i], random_bits::num_streams - 1) + turn;
-          param[i] = weights::Stochastic::param(pattern, random);
-        }
-      }
-    }
+    store_weights(p, hashes, step, count);
   }
 };
 

@@ -22,13 +22,17 @@ constexpr std::uint32_t weyl[num_streams] = {0x9e3779b9u, 0x6a09e667u, 0xbb67ae8
 
 HOST_DEVICE std::uint32_t rotate(std::uint32_t x, int by) { return (x << by) | (x >> (32 - by)); }
 
-// Of the element of this index in its whole tensor.
-HOST_DEVICE std::uint32_t hash(std::uint64_t index, std::uint64_t key) {
-  std::uint32_t h = static_cast<std::uint32_t>(index) * 0x9e3779b1u + static_cast<std::uint32_t>(key);
+// Of the element of this index in its whole tensor, given in halves.
+HOST_DEVICE std::uint32_t hash(std::uint32_t low, std::uint32_t high, std::uint64_t key) {
+  std::uint32_t h = low * 0x9e3779b1u + static_cast<std::uint32_t>(key);
   h = (h ^ (h >> 16)) * 0x21f0aaadu;
-  h += static_cast<std::uint32_t>(index >> 32) * 0x85ebca6bu + static_cast<std::uint32_t>(key >> 32);
+  h += high * 0x85ebca6bu + static_cast<std::uint32_t>(key >> 32);
   h = (h ^ (h >> 15)) * 0x735a2d97u;
   return h ^ (h >> 15);
+}
+
+HOST_DEVICE std::uint32_t hash(std::uint64_t index, std::uint64_t key) {
+  return hash(static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32), key);
 }
 
 // Where stream `stream` of an element starts: its hash, mixed once more for two of the streams, and
