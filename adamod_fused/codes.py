@@ -58,7 +58,7 @@ class Code:
     def shift(self) -> int:
         """Bits of a float32 that a code leaves out."""
         if self.num_bytes == 2:
-            return 23 - (11 if self.is_signed else 12)
+            return 23 - 11
         return (
             23
             - {Values.OF_BOTH_SIGNS: 3, Values.SAFE_TOO_LARGE: 6, Values.SAFE_TOO_SMALL: 4}[

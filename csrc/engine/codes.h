@@ -30,8 +30,9 @@ struct Code {
   static constexpr bool keeps_smallest = values == Values::safe_too_small;
 
   static constexpr int bits = bytes == 2 ? 16 : is_signed ? 7 : keeps_smallest ? 8 : 9;
-  static constexpr int fraction =
-      bytes == 2 ? (is_signed ? 11 : 12) : (is_signed ? 3 : keeps_smallest ? 4 : 6);
+  // Two bytes hold 32 octaves of a state that is never negative: an element without a gradient has a
+  // bound of lr / eps, and its neighbours are to keep theirs.
+  static constexpr int fraction = bytes == 2 ? 11 : is_signed ? 3 : keeps_smallest ? 4 : 6;
   static constexpr int shift = 23 - fraction;
   static constexpr std::int32_t top = (1 << (bits - is_signed)) - 3;  // of finite values
 
