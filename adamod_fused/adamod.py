@@ -77,6 +77,17 @@ class AdaMod(FusedOptimizer):
         capturable: True keeps step counts of parameters on a GPU there, so that ``step()`` can be
             captured in a CUDA graph; a GradScaler and hyperparameters that are tensors on a GPU do
             the same. Parameters on a CPU count on the CPU. Default: False.
+        state_format: ``"fp32"``, or ``"16bit"`` or ``"8bit"``, which keep each state in two bytes
+            or one, and three bytes for every 32 elements, rounded stochastically so that averages
+            do not drift. Not for float64 parameters. Default: "fp32".
+        weight_format: ``"plain"``, or for bfloat16 parameters ``"split"``, which keeps the lower
+            16 bits of an exact float32 weight as a state, so that training is that of float32
+            parameters given the same gradients, or ``"stochastic"``, which rounds weights
+            stochastically and keeps nothing. Default: "plain".
+        min_coded_numel: parameters of fewer elements keep float32 states. Default: 4096.
+        seed: of the random bits, a whole number >= 0; they are a function of it, of the
+            parameter's place among all, of the step and of the element's index. A loaded state
+            dict brings its own. Default: 0.
 
     Hyperparameters may be 0-dim tensors. Those on a GPU (float32 or float64) are read there at
     every step and every replay of a graph, and their ranges are not checked.
@@ -84,7 +95,10 @@ class AdaMod(FusedOptimizer):
     State per parameter: ``step`` (0-dim float32 tensor, on the CPU or, see above, on the
     parameter's GPU), ``exp_avg``, ``exp_avg_sq``
     and ``exp_avg_lr`` (shape and device of the parameter; float64 for float64 parameters, else
-    float32).
+    float32, or codes as ``state_format`` says: int16 or uint8). Beside codes ``block_exponents``
+    (uint8, ``[blocks of 32 elements, 3]``), and for split weights ``param_remainder`` (int16). A
+    state dict holds values and no codes: bfloat16 of 8bit states and float32 of 16bit ones, both
+    exact; it loads into any format.
 
     Raises:
         TypeError: a hyperparameter, parameter or gradient of a type or dtype that is not served.
@@ -129,6 +143,10 @@ class AdaMod(FusedOptimizer):
         fused: bool | None = None,
         differentiable: bool = False,
         capturable: bool = False,
+        state_format: str = "fp32",
+        weight_format: str = "plain",
+        min_coded_numel: int = 4096,
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
@@ -145,5 +163,9 @@ class AdaMod(FusedOptimizer):
                 "fused": fused,
                 "differentiable": differentiable,
                 "capturable": capturable,
+                "state_format": state_format,
+                "weight_format": weight_format,
+                "min_coded_numel": min_coded_numel,
+                "seed": seed,
             },
         )

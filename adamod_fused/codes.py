@@ -122,6 +122,7 @@ def _in_blocks(flat: Tensor) -> Tensor:
 
 
 def num_blocks(numel: int) -> int:
+    """Of ``numel`` elements; the last may be short."""
     return -(-numel // BLOCK)
 
 
@@ -145,9 +146,7 @@ def encode(
         code = Code(kind, num_bytes)
         blocks = _in_blocks(state)
         exponents.append(code.exponents(blocks))
-        coded.append(
-            code.encode(blocks, exponents[-1], _in_blocks(bits)).flatten()[: len(state)]
-        )
+        coded.append(code.encode(blocks, exponents[-1], _in_blocks(bits)).flatten()[: len(state)])
     if num_bytes == 1:
         for k, kind in enumerate(kinds):
             if kind is Values.SAFE_TOO_LARGE:  # nine bits: the state before it lends one
@@ -156,9 +155,7 @@ def encode(
     return [c.to(CODE_DTYPES[num_bytes]) for c in coded], torch.cat(exponents, 1).to(torch.uint8)
 
 
-def decode(
-    kinds: Sequence[Values], coded: Sequence[Tensor], exponents: Tensor
-) -> list[Tensor]:
+def decode(kinds: Sequence[Values], coded: Sequence[Tensor], exponents: Tensor) -> list[Tensor]:
     """What ``encode`` made codes of, rounded: float32 ``[numel]`` each."""
     num_bytes = coded[0].dtype.itemsize
     codes = [c.to(torch.int64) & ((1 << (8 * num_bytes)) - 1) for c in coded]

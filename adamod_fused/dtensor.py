@@ -68,6 +68,27 @@ def local(tensor: Tensor) -> Tensor:
     return shard
 
 
+def first_index(tensor: Tensor, strides: tuple[int, ...]) -> int:
+    """The place that a DTensor's first local element has in the whole tensor's memory.
+
+    0 where the local elements, which lie as ``strides`` say, are no run of the whole tensor's.
+    """
+    if not is_dtensor(tensor):
+        return 0
+    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    cuts = [(dim, p) for dim, p in enumerate(placements) if not p.is_replicate()]
+    in_rows = torch.empty(local(tensor).shape, device="meta").stride()
+    coordinate = mesh.get_coordinate()
+    if len(cuts) != 1 or strides != in_rows or coordinate is None:
+        return 0
+    mesh_dim, placement = cuts[0]
+    if type(placement) is not sys.modules["torch.distributed.tensor"].Shard or placement.dim != 0:
+        return 0
+    rows = -(-tensor.shape[0] // mesh.size(mesh_dim))
+    first_row = min(rows * coordinate[mesh_dim], tensor.shape[0])
+    return int(first_row * tensor.shape[1:].numel())
+
+
 def same_mesh(param: Tensor, other: Tensor) -> bool:
     """Whether both are DTensors of one mesh, or neither is one."""
     if not is_dtensor(param):

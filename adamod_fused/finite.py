@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -10,15 +10,16 @@ from torch import Tensor
 from .dtensor import local
 
 
-def check(named: Sequence[tuple[str, Tensor]]) -> None:
+def check(named: Iterable[tuple[str, Tensor]]) -> None:
     """Raises where a tensor holds inf or NaN; waits once for each device.
 
     Raises:
         FloatingPointError: names the first, and how many more there are.
     """
-    named = [(name, tensor) for name, tensor in named if tensor.is_floating_point()]
-    flags = _as_booleans([is_finite(tensor) for _, tensor in named])
-    bad = [name for (name, _), is_good in zip(named, flags, strict=True) if not is_good]
+    # One by one: decoded states are not to be there all at once.
+    found = [(name, is_finite(tensor)) for name, tensor in named if tensor.is_floating_point()]
+    flags = as_booleans([flag for _, flag in found])
+    bad = [name for (name, _), is_good in zip(found, flags, strict=True) if not is_good]
     if bad:
         others = f"; so do {len(bad) - 1} more" if len(bad) > 1 else ""
         raise FloatingPointError(f"{bad[0]} holds inf or NaN{others}")
@@ -31,7 +32,7 @@ def is_finite(tensor: Tensor) -> Tensor:
     return values.isfinite().all()
 
 
-def _as_booleans(flags: list[Tensor]) -> list[bool]:
+def as_booleans(flags: list[Tensor]) -> list[bool]:
     """0-dim tensors as booleans, those of one device by one copy."""
     found: dict[int, bool] = {}
     for device in {flag.device for flag in flags}:

@@ -21,6 +21,9 @@ DEFAULTS: dict[str, Any] = {
 }
 """The keywords, with what they are where nothing is said."""
 
+LIVE = ("state_format", "weight_format", "min_coded_numel")
+"""Those of them that stay the live optimizer's when a state dict is loaded."""
+
 EXPONENTS = "block_exponents"
 REMAINDER = "param_remainder"
 """Entries of a parameter's state, beside ``step`` and the rule's own, that formats need."""
@@ -39,6 +42,10 @@ class Formats(NamedTuple):
     @property
     def codes_states(self) -> bool:
         return self.state != "fp32"
+
+    @property
+    def splits_weights(self) -> bool:
+        return self.weight == "split"
 
 
 PLAIN = Formats()
@@ -66,9 +73,9 @@ def formats_of(param: Tensor, group: dict[str, Any], label: str) -> Formats:
     state, weight = group["state_format"], group["weight_format"]
     if weight != "plain" and param.dtype is not torch.bfloat16:
         raise ValueError(
-            f"weight_format={weight!r} keeps float32 weights in bfloat16 parameters, and {label} is "
-            f"{param.dtype}; give it a param group with weight_format='plain', or convert it to "
-            "torch.bfloat16"
+            f"weight_format={weight!r} keeps float32 weights in bfloat16 parameters, and {label} "
+            f"is {param.dtype}; give it a param group with weight_format='plain', or convert it "
+            "to torch.bfloat16"
         )
     if state != "fp32" and param.dtype is torch.float64:
         raise ValueError(

@@ -20,3 +20,8 @@ def laid_out(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
         return tensor
     copy = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
     return copy.copy_(tensor)
+
+
+def in_memory_order(tensor: Tensor) -> Tensor:
+    """The elements of a tensor without gaps as one dimension, in the order of their addresses."""
+    return tensor.detach().as_strided((tensor.numel(),), (1,))

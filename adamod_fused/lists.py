@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import execution
+from . import execution, formats
 from .plan import Plan
 
 
@@ -51,7 +51,8 @@ def step(
     names = ("step", *rule.states)
     given = [dict(zip(names, entries, strict=True)) for entries in zip(steps, *states, strict=True)]
     state = {param: dict(entries) for param, entries in zip(params, given, strict=True)}
-    group = {**execution.DEFAULTS, "params": params, "backend": backend, "fused": fused}
+    keywords = {**execution.DEFAULTS, **formats.DEFAULTS, "backend": backend, "fused": fused}
+    group = {**keywords, "params": params}
     execution.check(group)
     plan = Plan(rule, [group], state, grad_of.__getitem__)
     plan.load(state)

@@ -5,7 +5,7 @@ A subclass names its rule and checks its hyperparameters; it knows neither memor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,15 +16,21 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from . import execution, finite, state_dicts, validation
+from . import coded_states, execution, finite, formats, state_dicts, validation
 from .control import Clip, HandedOver, check_max_norm, clip_of, control, hand_over, scale_of
 from .hyperparameters import as_numbers, is_on_device
 from .plan import Plan, is_capturing
-from .reference import COMPUTE_DTYPES
 from .step_hooks import with_step_hooks
 
 if TYPE_CHECKING:
     from .gradient_release import GradientRelease
+
+
+KEYWORDS = {**execution.DEFAULTS, **formats.DEFAULTS}
+"""What a param group holds beside the rule's hyperparameters."""
+
+LIVE = (*execution.DEFAULTS, *formats.LIVE)
+"""Those of them that a state dict neither brings nor takes away."""
 
 
 class FusedOptimizer(Optimizer):
@@ -56,11 +62,11 @@ class FusedOptimizer(Optimizer):
         self._handed_over: HandedOver | None = None  # what a GradScaler was told of a clip
         self._checked: list[dict[str, Any]] = []  # hyperparameters that passed, a dict a group
         self._counts_on_device = False  # needed by something that only a device knows
-        self._hyperparameter_names = [n for n in self.defaults if n not in execution.DEFAULTS]
+        self._hyperparameter_names = [n for n in self.defaults if n not in KEYWORDS]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for name, value in execution.DEFAULTS.items():  # pickles may be older than a keyword
+        for name, value in KEYWORDS.items():  # pickles may be older than a keyword
             self.defaults.setdefault(name, value)
         for group in self.param_groups:
             for name, value in self.defaults.items():
@@ -71,6 +77,7 @@ class FusedOptimizer(Optimizer):
     def _check_group(self, group: dict[str, Any]) -> None:
         self.check_hyperparameters(group)
         execution.check(group)
+        formats.check(group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a param group, after checking its hyperparameters and parameters.
@@ -86,7 +93,9 @@ class FusedOptimizer(Optimizer):
                 if is_lazy(param):  # has no shape or dtype until its module first runs
                     continue
                 if param.requires_grad or not isinstance(param, torch.nn.Parameter):
-                    validation.check_param(param, validation.label(index, i, group))
+                    label = validation.label(index, i, group)
+                    validation.check_param(param, label)
+                    formats.formats_of(param, group, label)
         except (TypeError, ValueError, RuntimeError):
             self.param_groups.pop()
             raise
@@ -303,16 +312,21 @@ class FusedOptimizer(Optimizer):
         Raises:
             FloatingPointError: names the first such tensor, in the order of the param groups.
         """
-        named = []
+        finite.check(self._read_or_written())
+
+    def _read_or_written(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and gradients, parameters and values of states, one after another."""
         for index, group in enumerate(self.param_groups):
             for i, param in enumerate(group["params"]):
                 if is_lazy(param):
                     continue
                 who = validation.label(index, i, group)
                 entries = self.state.get(param) or {}
-                named += [(f"the gradient of {who}", param.grad), (who, param)]
-                named += [(f"{name} of {who}", entries.get(name)) for name in self.rule.states]
-        finite.check([(name, tensor) for name, tensor in named if tensor is not None])
+                values = coded_states.to_values(self.rule, param, entries) if entries else {}
+                if param.grad is not None:
+                    yield f"the gradient of {who}", param.grad
+                yield who, param
+                yield from ((f"{n} of {who}", values[n]) for n in self.rule.states if n in values)
 
     def _step_in_graph(self) -> None:
         from . import compiled  # imports dynamo: for those alone who compile
@@ -344,9 +358,11 @@ class FusedOptimizer(Optimizer):
         return values
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state dict, each state in the dtype that it has here.
+        """Loads a state dict, each state in the format that it has here.
 
-        How a step runs, ``backend``, ``foreach``, ``fused`` and ``differentiable``, stays as it is.
+        How a step runs, ``backend``, ``foreach``, ``fused``, ``differentiable`` and
+        ``capturable``, and how states are stored, ``state_format``, ``weight_format`` and
+        ``min_coded_numel``, stay as they are: values become codes by rounding to the nearest.
 
         As in torch, a tensor that has this dtype and device already is taken over, not copied:
         load a deep copy where two optimizers are to go on from one state dict.
@@ -355,24 +371,17 @@ class FusedOptimizer(Optimizer):
             TypeError, ValueError: the state dict does not fit; the optimizer is unchanged.
         """
         loaded: list[tuple[Tensor, dict[str, Tensor]]] = []
-        how = [{name: group[name] for name in execution.DEFAULTS} for group in self.param_groups]
+        live = [{name: group[name] for name in LIVE} for group in self.param_groups]
 
         def check(_: Optimizer, given: dict[str, Any]) -> None:
-            state_dicts.check(self, given)
-            for param, saved in state_dicts.match(self, given):
-                step = torch.as_tensor(saved["step"], dtype=torch.float32, device="cpu")
-                states = {
-                    name: saved[name].to(device=param.device, dtype=COMPUTE_DTYPES[param.dtype])
-                    for name in self.rule.states
-                }
-                step = step.reshape(()) if step.ndim else step
-                loaded.append((param, {"step": step, **states}))
+            loaded.extend(state_dicts.checked_entries(self, given))
 
         def restore(_: Optimizer) -> None:
             # torch cast the states to their parameter's dtype: these are from the source.
-            for param, states in loaded:
-                self.state[param].update(states)
-            for group, keywords in zip(self.param_groups, how, strict=True):
+            for param, entries in loaded:
+                self.state[param].pop(formats.REMAINDER, None)
+                self.state[param].update(entries)
+            for group, keywords in zip(self.param_groups, live, strict=True):
                 group.update(keywords)
 
         # Hooks of the user's run before the check and after the restoration.
@@ -385,3 +394,19 @@ class FusedOptimizer(Optimizer):
         finally:
             for handle in handles:
                 handle.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """As every optimizer's, of values: codes are decoded, exactly, into tensors of their own.
+
+        States of ``state_format="8bit"`` are bfloat16 there, those of ``"16bit"`` float32, so that
+        the dict loads into any format, and ``block_exponents`` are left out.
+        """
+
+        def decode(_: Optimizer, made: dict[str, Any]) -> None:
+            state_dicts.decode(self, made)
+
+        handle = self.register_state_dict_post_hook(decode, prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            handle.remove()

@@ -16,20 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import execution, norm, validation
+from . import by_reference, coded_states, execution, formats, norm, states, validation
 from .backends import Backend, choose, extension
+from .codes import key_of
 from .control import Control
-from .dtensor import dtensor_type, local, redistributed, sharding_fields, wrapped
+from .dtensor import dtensor_type, first_index, local, redistributed, sharding_fields
 from .hyperparameters import DeviceNumber, on_host
 from .layout import dense_strides, laid_out
 from .members import BY_REFERENCE, DORMANT, Batch, Member, ReferenceStep
-from .reference import COMPUTE_DTYPES, step_
 
 Groups = Sequence[dict[str, Any]]
 State = dict[Tensor, dict[str, Any]]
 GradOf = Callable[[Tensor], "Tensor | None"]
 
-_how = operator.itemgetter(*execution.DEFAULTS)
+_how = operator.itemgetter(*execution.DEFAULTS, *formats.DEFAULTS)
 
 
 def is_capturing() -> bool:
@@ -44,9 +44,11 @@ class Plan:
     Args:
         rule: a rule of ``reference.py``.
         groups: the optimizer's ``param_groups``; of each, ``params``, the keywords of
-            ``execution.py`` and, for error messages, ``param_names`` are read here.
+            ``execution.py`` and ``formats.py`` and, for error messages, ``param_names`` are read
+            here.
         state: the optimizer's ``state``. Missing states are made, of zeros; states that do not
-            lie in memory as their parameter does are replaced by copies that do.
+            lie in memory as their parameter does, or are in other formats, are replaced by such
+            as do and are.
         grad_of: where gradients come from.
         counts_on_device: step counts are kept on their parameters' device wherever a kernel can
             count there; else only where they are already or ``capturable`` asks for it.
@@ -73,11 +75,14 @@ class Plan:
         self._batches: list[Batch] = []
         self._chosen: dict[Any, Backend | None] = {}
         validation.check_distinct(groups)
-        self._members = [
-            self._admit(param, group_index, validation.label(group_index, i, group), group, state)
-            for group_index, group in enumerate(groups)
-            for i, param in enumerate(group["params"])
-        ]
+        self._members: list[Member] = []
+        for group_index, group in enumerate(groups):
+            for i, param in enumerate(group["params"]):
+                label = validation.label(group_index, i, group)
+                self._members.append(self._admit(param, group_index, label, group, state))
+        coded_states.check_exponents(
+            [(m.label, state[m.param]) for m in self._members if state.get(m.param)], rule.states
+        )
         validation.check_disjoint(self._written(state))
         self._by_reference = [m for m in self._members if m.batch == BY_REFERENCE]
         self._due_by_reference: list[ReferenceStep] = []
@@ -89,7 +94,11 @@ class Plan:
         }
         for member in self._members:
             if grad_of(member.param) is not None:
-                self._complete_state(member, state)
+                batch = self._batches[member.batch] if member.batch >= 0 else None
+                entries = state.get(member.param) or {}
+                complete = states.complete(rule, member, batch, entries)
+                if complete is not entries:
+                    state[member.param] = complete
         self._table: Any = self._make_table(state, fast) if self._batches else None
 
     def _admit(
@@ -97,17 +106,23 @@ class Plan:
     ) -> Member:
         """Checks a parameter and chooses its backend."""
         if self._grad_of(param) is None and not state.get(param):
-            return Member(param, group_index, label, DORMANT, ())
+            return Member(param, group_index, label, DORMANT)
         self._check(param, label, state)
         shard = local(param)
-        backend = self._choose(group["backend"], shard, bool(group["fused"]))
-        if backend is None:
-            return Member(param, group_index, label, BY_REFERENCE, ())
-        there = self._counts_there(backend, group, state.get(param))
-        batch = Batch(backend, shard.device, shard.dtype, there)
-        if batch not in self._batches:
-            self._batches.append(batch)
-        return Member(param, group_index, label, self._batches.index(batch), dense_strides(shard))
+        stored = formats.formats_of(param, group, label)
+        layout = dense_strides(shard)
+        number = BY_REFERENCE
+        if (backend := self._choose(group["backend"], shard, bool(group["fused"]))) is not None:
+            there = self._counts_there(backend, group, state.get(param))
+            batch = Batch(backend, shard.device, shard.dtype, there, stored)
+            if batch not in self._batches:
+                self._batches.append(batch)
+            number = self._batches.index(batch)
+        elif stored.are_plain:
+            layout = ()  # the reference steps whatever lies anyhow
+        key = key_of(group["seed"], len(self._members))
+        first = 0 if stored.are_plain else first_index(param, layout)
+        return Member(param, group_index, label, number, layout, stored, first, key)
 
     def _counts_there(
         self, backend: Backend, group: dict[str, Any], entries: dict[str, Any] | None
@@ -130,57 +145,33 @@ class Plan:
         if grad is not None:
             validation.check_grad(param, grad, label)
         if state.get(param):  # reading `optimizer.state[param]` leaves an empty entry behind
-            validation.check_states(param, state[param], self._rule.states, label)
+            coded_states.check(param, state[param], self._rule.states, label)
 
     def _written(self, state: State) -> Iterator[tuple[Tensor, str]]:
         """The dense tensors that a step writes and that exist already, and their names."""
-        for param, _, label, batch, layout in self._members:
-            shard = local(param)
-            if batch == DORMANT or not validation.is_plain(shard) or shard.is_meta:
+        written = ("step", *self._rule.states, formats.EXPONENTS, formats.REMAINDER)
+        for member in self._members:
+            shard, entries = local(member.param), state.get(member.param) or {}
+            if member.batch == DORMANT or not validation.is_plain(shard) or shard.is_meta:
                 continue
-            if shard.stride() == (layout or dense_strides(shard)):
-                yield shard, label
-            for name in ("step", *self._rule.states) if state.get(param) else ():
-                yield local(state[param][name]), f"{name} of {label}"
-
-    def _complete_state(self, member: Member, state: State) -> None:
-        param = member.param
-        if not state.get(param):
-            # Named, because torch.set_default_device may say otherwise.
-            step = torch.zeros((), dtype=torch.float32, device=self._count_device(member))
-            state[param] = {"step": step} | {
-                name: self._zeros_like(member, COMPUTE_DTYPES[param.dtype])
-                for name in self._rule.states
-            }
-        elif member.batch >= 0:
-            device, step = self._count_device(member), state[param]["step"]
-            state[param]["step"] = step.to(device, non_blocking=device.type != "cpu")
-            for name in self._rule.states:
-                shard = local(state[param][name])
-                dense = laid_out(shard, member.layout)
-                if dense is not shard:
-                    state[param][name] = wrapped(dense, param)
-
-    def _count_device(self, member: Member) -> torch.device:
-        if member.batch >= 0 and self._batches[member.batch].counts_on_device:
-            return self._batches[member.batch].device
-        return torch.device("cpu")
-
-    def _zeros_like(self, member: Member, dtype: torch.dtype) -> Tensor:
-        if member.batch < 0:
-            return torch.zeros_like(member.param, dtype=dtype)
-        shard = self._batches[member.batch].backend.zeros_like(local(member.param), dtype)
-        return wrapped(shard, member.param)
+            if shard.stride() == (member.layout or dense_strides(shard)):
+                yield shard, member.label
+            for name in (name for name in written if name in entries):
+                yield local(entries[name]), f"{name} of {member.label}"
 
     def _make_table(self, state: State, fast: bool) -> Any:
         table = extension.core.Table(list(self._rule.states), len(self._requested), fast)
         if (known := dtensor_type()) is not None:
             table.know_dtensor(known, sharding_fields())
         for batch in self._batches:
-            table.add_batch(batch.backend.chunk_size, batch.counts_on_device)
+            is_coded = not batch.formats.are_plain
+            table.add_batch(batch.backend.chunk_size, batch.counts_on_device, is_coded)
         for member in self._members:
-            state_dtype = COMPUTE_DTYPES.get(member.param.dtype, torch.float32)
-            table.add_param(member.param, member.group, member.batch, state_dtype, member.layout)
+            dtype = torch.float32  # of those that no batch serves, nothing is read
+            if member.batch >= 0:
+                dtype = coded_states.state_dtype(member.param, member.formats)
+            where = member.group, member.batch
+            table.add_param(member.param, *where, dtype, member.layout, member.coding)
             grad = self._grad_of(member.param)
             if grad is not None and validation.is_plain(local(grad)):
                 table.trust(type(local(grad)))
@@ -209,25 +200,28 @@ class Plan:
 
     def _refresh_reference(self, state: State) -> bool:
         self._due_by_reference = []
-        for param, group, label, *_ in self._by_reference:
+        for member in self._by_reference:
+            param = member.param
             grad = self._grad_of(param)
             if grad is None:
                 continue
             if not state.get(param):
                 return False
-            self._check(param, label, state)
-            self._due_by_reference.append(ReferenceStep(group, param, grad, state[param]))
+            self._check(param, member.label, state)
+            if not states.fit(self._rule, member, state[param]):
+                return False
+            self._due_by_reference.append(ReferenceStep(member, grad, state[param]))
         return True
 
     def load(self, state: State) -> None:
         """Takes down this step's tensors where gradients come from elsewhere than ``.grad``."""
         if self._table is not None:
             self._table.clear()
-            for index, (param, *_, batch, _) in enumerate(self._members):
+            for index, (param, _, _, batch, *_) in enumerate(self._members):
                 entries = state.get(param)
                 if batch >= 0 and entries is not None:
-                    states = tuple(entries[name] for name in self._rule.states)
-                    loaded = self._table.put(index, self._grad_of(param), states, entries["step"])
+                    given = tuple(entries[name] for name in self._rule.states)
+                    loaded = self._table.put(index, self._grad_of(param), given, entries["step"])
                     if not loaded:  # the constructor admitted these very tensors
                         raise RuntimeError("tensors changed while they were being stepped")
         self._refresh_reference(state)
@@ -280,7 +274,8 @@ class Plan:
         staged = [self._stage(index) for index in table.staged()]
         held: list[Tensor] = []  # for the launches, which read them
         skipped = False
-        for index, (backend, device, dtype, counts_on_device) in enumerate(self._batches):
+        for index, batch in enumerate(self._batches):
+            backend, device, dtype, counts_on_device, stored = batch
             values = control.values.to(device) if control is not None else None
             if counts_on_device:
                 held += self._set_groups(index, device, groups)
@@ -288,10 +283,10 @@ class Plan:
                 skipped = True  # what the host counts only the host can leave as it is
                 continue
             if table.batch(index).num_chunks or (counts_on_device and table.batch(index).num_rows):
-                backend.run(name, table, index, device, dtype, values)
+                backend.run(name, table, index, device, dtype, values, stored)
             table.advance(index)
-            for batch, shard, copy, _ in staged:
-                if batch == index and copy is not shard:
+            for number, shard, copy, _ in staged:
+                if number == index and copy is not shard:
                     shard.detach().copy_(copy)
         if skipped:
             table.clear()  # lets go of the gradients
@@ -335,12 +330,12 @@ class Plan:
         factor, skip = (1.0, 0.0) if control is None else control.values.tolist()
         if skip:
             return
-        for group, param, grad, states in due:
-            numbers = {name: on_host(value) for name, value in hyperparameters[group].items()}
-            scalars = self._rule.prepare(int(states["step"]) + 1, **numbers)
-            entries = [states[name] for name in self._rule.states]
-            step_(self._rule, scalars, param, grad, entries, factor)
-            states["step"] += 1
+        for step in due:
+            values = hyperparameters[step.member.group]
+            numbers = {name: on_host(value) for name, value in values.items()}
+            scalars = self._rule.prepare(int(step.states["step"]) + 1, **numbers)
+            by_reference.step(self._rule, step, scalars, factor)
+            step.states["step"] += 1
 
     @torch.no_grad()
     def sum_squares(self) -> Tensor:
@@ -349,7 +344,7 @@ class Plan:
         Of DTensors over all ranks: a collective.
         """
         due, self._due_by_reference = self._due_by_reference, []
-        sums = norm.by_reference([(step.param, step.grad) for step in due])
+        sums = norm.by_reference([(step.member.param, step.grad) for step in due])
         if self._table is not None:
             staged = [self._stage(index) for index in self._table.staged()]
             sums += norm.by_kernels(self._table, self._norm_parts())

@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import codes
+from .codes import Values
+
 COMPUTE_DTYPES = {
     torch.float32: torch.float32,
     torch.bfloat16: torch.float32,
@@ -80,6 +83,19 @@ def _halved(turns: Tensor) -> Tensor:
     return lanes[:, 0]
 
 
+class Coded(NamedTuple):
+    """What a step of coded states or weights needs beside them; csrc/engine/row.h."""
+
+    exponents: Tensor | None
+    """uint8 ``[blocks, states]``; None where the states are float32."""
+    remainders: Tensor | None
+    """int16 ``[numel]``; None where the weight format keeps none."""
+    first_index: int
+    key: int
+    rounds_at_random: bool
+    """Whether weights are rounded stochastically."""
+
+
 def step_(
     rule: Any,
     scalars: Any,
@@ -87,15 +103,43 @@ def step_(
     grad: Tensor,
     states: Sequence[Tensor],
     grad_scale: float = 1.0,
+    coded: Coded | None = None,
 ) -> None:
-    """One step of ``rule`` in place: widen, update, round once to the nearest value to store.
+    """One step of ``rule`` in place: widen, update, round once to what is stored.
 
-    ``grad_scale`` is a float32 number: what the gradient is multiplied by first.
+    ``grad_scale`` is a float32 number: what the gradient is multiplied by first. With ``coded``
+    all tensors have one dimension, the order of elements in memory.
     """
     dtype = COMPUTE_DTYPES[param.dtype]
-    updated = rule.update(scalars, param.to(dtype), grad.to(dtype) * grad_scale, *states)
-    for tensor, new in zip((param, *states), updated, strict=True):
-        tensor.copy_(new)
+    grad = grad.to(dtype) * grad_scale
+    if coded is None:
+        updated = rule.update(scalars, param.to(dtype), grad, *states)
+        for tensor, new in zip((param, *states), updated, strict=True):
+            tensor.copy_(new)
+        return
+    exponents, remainders = coded.exponents, coded.remainders
+    weight = param.to(dtype) if remainders is None else codes.joined(param, remainders)
+    values = states if exponents is None else codes.decode(rule.values, states, exponents)
+    weight, *values = rule.update(scalars, weight, grad, *values)
+
+    step = int(torch.tensor(scalars.step, dtype=torch.float32, device="cpu"))  # as kernels have it
+    indices = torch.arange(len(param), device=param.device) + coded.first_index
+
+    def random(stream: int) -> Tensor:
+        return codes.random_bits(indices, coded.key, step, stream)
+
+    if exponents is not None:
+        bits = [random(stream) for stream in range(len(values))]
+        values, found = codes.encode(rule.values, states[0].dtype.itemsize, values, bits)
+        exponents.copy_(found)
+    for state, new in zip(states, values, strict=True):
+        state.copy_(new)
+    if remainders is not None:
+        weight, lower = codes.split(weight)
+        remainders.copy_(lower)
+    elif coded.rounds_at_random:
+        weight = codes.stochastically_rounded(weight, random(codes.PARAM_STREAM))
+    param.copy_(weight)
 
 
 class AdaMod:
@@ -111,6 +155,7 @@ class AdaMod:
 
     name = "adamod"
     states = ("exp_avg", "exp_avg_sq", "exp_avg_lr")
+    values = (Values.OF_BOTH_SIGNS, Values.SAFE_TOO_LARGE, Values.SAFE_TOO_SMALL)
 
     class Scalars(NamedTuple):
         """One row of ready-made scalars, float64; field for field ``AdaMod::Scalars`` in csrc."""

@@ -1,13 +1,16 @@
-"""Whether a state dict fits an optimizer, and which of its states are whose."""
+"""State dicts hold values: whether one fits an optimizer, its states as codes, codes as values."""
 
 from __future__ import annotations
 
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from . import execution, validation
+from . import coded_states, execution, formats, validation
+from .dtensor import local
+from .layout import dense_strides
 
 if TYPE_CHECKING:
     from .optimizer import FusedOptimizer
@@ -44,7 +47,8 @@ def check(optimizer: FusedOptimizer, state_dict: dict[str, Any]) -> None:
             f"{sizes}; load a state dict saved for the same model and groups"
         )
     for index, group in enumerate(saved_groups):
-        given = {**group, **execution.DEFAULTS}
+        given = {**formats.DEFAULTS, **group, **execution.DEFAULTS}
+        given |= {name: formats.DEFAULTS[name] for name in formats.LIVE}
         missing = [name for name in optimizer.defaults if name not in given]
         if missing:
             raise ValueError(
@@ -52,11 +56,63 @@ def check(optimizer: FusedOptimizer, state_dict: dict[str, Any]) -> None:
                 f"state dict that {type(optimizer).__name__} saved"
             )
         optimizer._check_group(given)
-    labels = {
-        param: validation.label(g, i, group)
+    for param, saved, label, group in _whose(optimizer, state_dict):
+        validation.check_param(param, label)
+        formats.formats_of(param, group, label)
+        if formats.EXPONENTS in saved:
+            raise ValueError(
+                f"the state of {label} has {formats.EXPONENTS}: a state dict holds values and no "
+                "codes; save what state_dict() returns, not the optimizer's state"
+            )
+        validation.check_state_entries(param, saved, optimizer.rule.states, label)
+        coded_states.check_remainder(param, saved, label)
+
+
+def _whose(
+    optimizer: FusedOptimizer, state_dict: dict[str, Any]
+) -> list[tuple[Tensor, dict[str, Any], str, dict[str, Any]]]:
+    """Parameters with the state that a state dict holds for them, their label and their group."""
+    known = {
+        param: (validation.label(g, i, group), group)
         for g, group in enumerate(optimizer.param_groups)
         for i, param in enumerate(group["params"])
     }
-    for param, saved in match(optimizer, state_dict):
-        validation.check_param(param, labels[param])
-        validation.check_state_entries(param, saved, optimizer.rule.states, labels[param])
+    return [(param, saved, *known[param]) for param, saved in match(optimizer, state_dict)]
+
+
+def checked_entries(
+    optimizer: FusedOptimizer, state_dict: dict[str, Any]
+) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    """Parameters with their entries of a state dict, as the optimizer keeps them.
+
+    Raises:
+        TypeError, ValueError: as ``check``.
+    """
+    check(optimizer, state_dict)
+    rule, loaded = optimizer.rule, []
+    for param, saved, label, group in _whose(optimizer, state_dict):
+        step = torch.as_tensor(saved["step"], dtype=torch.float32, device="cpu")
+        given = {
+            name: saved[name].to(param.device)
+            for name in (*rule.states, formats.REMAINDER)
+            if name in saved
+        }
+        stored = formats.formats_of(param, group, label)
+        if stored.are_plain:
+            dtype = coded_states.state_dtype(param, stored)
+            entries = {name: given[name].to(dtype) for name in rule.states}
+        else:
+            layout = dense_strides(local(param))
+            entries = coded_states.in_formats(rule, param, given, stored, layout)
+        loaded.append((param, {"step": step.reshape(()) if step.ndim else step, **entries}))
+    return loaded
+
+
+def decode(optimizer: FusedOptimizer, state_dict: dict[str, Any]) -> None:
+    """Puts values in place of the codes that a state dict was made with."""
+    ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+    params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    saved = state_dict["state"]
+    for i, param in zip(ids, params, strict=True):
+        if saved.get(i):
+            saved[i] = coded_states.to_values(optimizer.rule, param, saved[i])

@@ -196,9 +196,14 @@ def check_local_shape(param: Tensor, other: Tensor, who: str) -> None:
         )
 
 
-def check_states(param: Tensor, states: dict[str, Any], names: Sequence[str], who: str) -> None:
-    """Raises where a parameter's states are not those that a step left or load_state_dict made."""
-    check_state_entries(param, states, names, who)
+def check_states(
+    param: Tensor, states: dict[str, Any], names: Sequence[str], dtype: torch.dtype, who: str
+) -> None:
+    """Raises where a parameter's states are not those that a step left or load_state_dict made.
+
+    ``dtype`` is what they are to have.
+    """
+    check_state_entries(param, states, names, who, dtype)
     for name in names:
         state = states[name]
         if state.device != param.device:
@@ -206,10 +211,10 @@ def check_states(param: Tensor, states: dict[str, Any], names: Sequence[str], wh
                 f"{name} of {who} is on {state.device}, the parameter on {param.device}; move the "
                 "model before the first step, or reload the optimizer's state_dict after moving it"
             )
-        if state.dtype != COMPUTE_DTYPES[param.dtype] or state.layout is not torch.strided:
+        if state.dtype != dtype or state.layout is not torch.strided:
             raise TypeError(
                 f"{name} of {who} has dtype {state.dtype} and layout {state.layout}; a parameter "
-                f"of dtype {param.dtype} has strided {COMPUTE_DTYPES[param.dtype]} states"
+                f"of dtype {param.dtype} has strided {dtype} states"
             )
         check_memory(state, f"{name} of {who}")
         if torch._debug_has_internal_overlap(local(state)) == 1:
@@ -231,9 +236,16 @@ def check_states(param: Tensor, states: dict[str, Any], names: Sequence[str], wh
 
 
 def check_state_entries(
-    param: Tensor, states: dict[str, Any], names: Sequence[str], who: str
+    param: Tensor,
+    states: dict[str, Any],
+    names: Sequence[str],
+    who: str,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """Raises where an entry is missing or has another shape than the parameter."""
+    """Raises where an entry is missing or has another shape than the parameter.
+
+    States are of floating point or of ``dtype``.
+    """
     if not isinstance(states, dict):
         raise TypeError(f"the state of {who} must be a dict, got {states!r}")
     missing = [name for name in ("step", *names) if name not in states]
@@ -251,7 +263,8 @@ def check_state_entries(
                 f"{name} of {who} has shape {tuple(states[name].shape)}, the parameter "
                 f"{tuple(param.shape)}; load a state_dict saved for the same model"
             )
-        if states[name].layout is not torch.strided or not states[name].is_floating_point():
+        is_number = states[name].is_floating_point() or states[name].dtype == dtype
+        if states[name].layout is not torch.strided or not is_number:
             raise TypeError(
                 f"{name} of {who} has dtype {states[name].dtype} and layout "
                 f"{states[name].layout}; a state is a strided tensor of floating point numbers"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..formats import PLAIN, Formats
 from . import extension
 from .base import Status, dtype_name, refusal
 
@@ -49,6 +50,7 @@ class CpuBackend:
         device: torch.device,
         dtype: torch.dtype,
         control: Tensor | None = None,
+        formats: Formats = PLAIN,
     ) -> None:
         factor = 1.0 if control is None else control[0].item()
         extension.core.cpu_step(
@@ -59,6 +61,8 @@ class CpuBackend:
             factor,
             torch.get_num_threads(),
             self.instruction_set,
+            state_format=formats.state,
+            weight_format=formats.weight,
         )
 
     def sum_squares(self, grads: Any, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..formats import PLAIN, Formats
 from . import extension
 from .base import Status, dtype_name, refusal
 
@@ -60,6 +61,7 @@ class CudaBackend:
         device: torch.device,
         dtype: torch.dtype,
         control: Tensor | None = None,
+        formats: Formats = PLAIN,
     ) -> None:
         # The engine selects the device itself; here torch's idea of the current one is set too.
         with torch.cuda.device(device):

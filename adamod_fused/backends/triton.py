@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..extras import installed
+from ..formats import PLAIN, Formats
 from . import extension
 from .base import Status, refusal
 
@@ -74,6 +75,7 @@ class TritonBackend:
         device: torch.device,
         dtype: torch.dtype,
         control: Tensor | None = None,
+        formats: Formats = PLAIN,
     ) -> None:
         engine, prepare = _kernels("engine"), _kernels("prepare")
         matrix, upload = _kernels("table").Matrix, _kernels("table").upload

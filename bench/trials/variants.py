@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from adamod_fused import AdaMod, backends
 from adamod_fused.backends import Backend
 from adamod_fused.backends.triton import TritonBackend
+from adamod_fused.formats import PLAIN, Formats
 
 from ..contestants import BETA3, HYPERPARAMETERS, Contestant
 from .declared import Trial
@@ -55,9 +56,10 @@ class TunedTriton(TritonBackend):
         device: torch.device,
         dtype: torch.dtype,
         control: Tensor | None = None,
+        formats: Formats = PLAIN,
     ) -> None:
         with self._changed():
-            super().run(rule, table, index, device, dtype, control)
+            super().run(rule, table, index, device, dtype, control, formats)
 
 
 def contestant(name: str, backend: Backend) -> Contestant:

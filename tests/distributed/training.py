@@ -124,7 +124,9 @@ def train_plainly(
 def kernels_alone() -> Iterator[None]:
     """Fails where the reference steps anything, or where its warning is given."""
     with (
-        mock.patch("adamod_fused.plan.step_", side_effect=AssertionError("the reference ran")),
+        mock.patch(
+            "adamod_fused.by_reference.step_", side_effect=AssertionError("the reference ran")
+        ),
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("error", message="adamod_fused")

@@ -1,0 +1,231 @@
+"""States between values and codes: what a state dict holds and what a step works on.
+
+Values become codes by rounding to the nearest; what codes stand for is coded again exactly,
+whatever the blocks. Of DTensors each rank codes its own elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import codes, finite, validation
+from .dtensor import local, same_sharding, wrapped
+from .formats import EXPONENTS, REMAINDER, STATE_FORMATS, Formats
+from .layout import dense_strides, in_memory_order, laid_out
+from .reference import COMPUTE_DTYPES
+
+Entries = dict[str, Any]
+
+VALUE_DTYPES = {torch.uint8: torch.bfloat16, torch.int16: torch.float32}
+"""The narrowest dtype that holds all that codes stand for: one byte's have 7 bits of fraction."""
+
+SLICE = codes.BLOCK << 16
+"""Elements coded at a time: in between they take 64 bits each, several times over."""
+
+_HALF = 1 << 31  # random bits that round to the nearest
+
+
+def are_coded(entries: Entries, names: Sequence[str]) -> bool:
+    """Whether a parameter's states are codes."""
+    first = entries.get(names[0]) if isinstance(entries, dict) and EXPONENTS in entries else None
+    return isinstance(first, Tensor) and first.dtype in VALUE_DTYPES
+
+
+def state_dtype(param: Tensor, formats: Formats) -> torch.dtype:
+    """The dtype that a parameter's states have in ``formats``."""
+    if not formats.codes_states:
+        return COMPUTE_DTYPES[param.dtype]
+    return codes.CODE_DTYPES[STATE_FORMATS[formats.state]]
+
+
+def check(param: Tensor, entries: Entries, names: Sequence[str], who: str) -> None:
+    """Raises where a parameter's states are not what a step or ``load_state_dict`` made."""
+    coded = are_coded(entries, names)
+    dtype = entries[names[0]].dtype if coded else COMPUTE_DTYPES[param.dtype]
+    validation.check_states(param, entries, names, dtype, who)
+    check_remainder(param, entries, who)
+    if not coded:
+        return
+    shards = [local(entries[name]) for name in names]
+    if not all(_lie_alike(shards[0], shard) for shard in shards):
+        raise ValueError(
+            f"the codes of {who} do not lie in memory alike, and so share no blocks (strides "
+            f"{[shard.stride() for shard in shards]}); load a state_dict, which holds values"
+        )
+    exponents, wanted = entries[EXPONENTS], (codes.num_blocks(shards[0].numel()), len(names))
+    if (
+        not isinstance(exponents, Tensor)
+        or exponents.dtype is not torch.uint8
+        or exponents.device != param.device
+        or exponents.shape != wanted
+        or not exponents.is_contiguous()
+    ):
+        raise ValueError(
+            f"{EXPONENTS} of {who} must be contiguous, torch.uint8, on {param.device} and of "
+            f"shape {wanted}, one for each {codes.BLOCK} elements of each state, got "
+            f"{_described(exponents)}; load a state_dict, which holds values"
+        )
+
+
+def _lie_alike(a: Tensor, b: Tensor) -> bool:
+    """Whether both are without gaps and have their elements in one order."""
+    strides = [t.stride() for t in (a, b)]
+    order = [
+        [s for s, size in zip(stride, a.shape, strict=True) if size != 1] for stride in strides
+    ]
+    return a.numel() < 2 or (order[0] == order[1] and _is_dense(a))
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.is_contiguous() or tensor.stride() == dense_strides(tensor)
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return repr(value)
+    return f"{value.dtype}, {value.device}, {tuple(value.shape)}, strides {value.stride()}"
+
+
+def check_remainder(param: Tensor, entries: Entries, who: str) -> None:
+    """Raises where what is kept of a split weight does not fit its parameter."""
+    if REMAINDER not in entries:
+        return
+    remainder = entries[REMAINDER]
+    if (
+        not isinstance(remainder, Tensor)
+        or remainder.dtype is not torch.int16
+        or remainder.shape != param.shape
+        or not same_sharding(param, remainder)
+        or local(remainder).shape != local(param).shape
+    ):
+        raise ValueError(
+            f"{REMAINDER} of {who} must be torch.int16, of the parameter's shape "
+            f"{tuple(param.shape)} and cut as it is, got {_described(remainder)}; load a "
+            "state_dict saved for the same model, or leave the entry out: the lower halves of the "
+            "weights are then 0"
+        )
+
+
+def check_exponents(named: Iterable[tuple[str, Entries]], names: Sequence[str]) -> None:
+    """Raises where a block's exponent is none that a step writes; waits once for each device."""
+    named = [(who, entries) for who, entries in named if are_coded(entries, names)]
+    bad = [(e[EXPONENTS] == 0).any() | (e[EXPONENTS] == 255).any() for _, e in named]
+    for (who, entries), is_bad in zip(named, finite.as_booleans(bad), strict=True):
+        if is_bad:
+            exponents = entries[EXPONENTS]
+            block, k = ((exponents == 0) | (exponents == 255)).nonzero()[0].tolist()
+            first, last = (
+                block * codes.BLOCK,
+                min((block + 1) * codes.BLOCK, _numel(entries, names)),
+            )
+            raise ValueError(
+                f"{EXPONENTS} of {who} is {int(exponents[block, k])} for {names[k]} in block "
+                f"{block} (elements {first} to {last - 1} in memory), and lies in [1, 254]: its "
+                "memory was overwritten; load a state_dict"
+            )
+
+
+def _numel(entries: Entries, names: Sequence[str]) -> int:
+    return local(entries[names[0]]).numel()
+
+
+@torch.no_grad()
+def to_values(rule: Any, param: Tensor, entries: Entries) -> Entries:
+    """A parameter's entries with values instead of codes, exact, or ``entries`` themselves."""
+    if not are_coded(entries, rule.states):
+        return entries
+    coded = [local(entries[name]) for name in rule.states]
+    values = [torch.empty_like(shard, dtype=VALUE_DTYPES[shard.dtype]) for shard in coded]
+    flat, out = ([in_memory_order(t) for t in tensors] for tensors in (coded, values))
+    for part, blocks in _slices(len(flat[0])):
+        decoded = codes.decode(rule.values, [c[part] for c in flat], entries[EXPONENTS][blocks])
+        for tensor, new in zip(out, decoded, strict=True):
+            tensor[part] = new
+    others = {name: value for name, value in entries.items() if name != EXPONENTS}
+    return others | {
+        name: wrapped(value, param) for name, value in zip(rule.states, values, strict=True)
+    }
+
+
+def _slices(numel: int) -> Iterable[tuple[slice, slice]]:
+    """Of elements, and of the blocks that they are."""
+    for start in range(0, numel, SLICE):
+        yield (
+            slice(start, start + SLICE),
+            slice(start // codes.BLOCK, (start + SLICE) // codes.BLOCK),
+        )
+
+
+@torch.no_grad()
+def in_formats(
+    rule: Any, param: Tensor, entries: Entries, formats: Formats, layout: tuple[int, ...]
+) -> Entries:
+    """The states of a parameter, and what comes with them, as ``formats`` and ``layout`` say.
+
+    Tensors that are so already are taken over.
+
+    Args:
+        rule: a rule of ``reference.py``.
+        param: the parameter.
+        entries: codes or values of any dtype of floating point, on its device.
+        formats: to be in.
+        layout: strides, of a DTensor those of its local tensor.
+    """
+    dtype = state_dtype(param, formats)
+    made: Entries = {}
+    if formats.codes_states:
+        made = _as_codes(rule, param, entries, dtype, layout)
+    else:
+        values = to_values(rule, param, entries)
+        for name in rule.states:
+            made[name] = _laid_out(values[name], param, layout, dtype)
+    if formats.splits_weights:
+        if REMAINDER in entries:
+            made[REMAINDER] = _laid_out(entries[REMAINDER], param, layout, torch.int16)
+        else:
+            shard = torch.zeros_like(local(param), dtype=torch.int16)
+            made[REMAINDER] = wrapped(laid_out(shard, layout), param)
+    return made
+
+
+def _laid_out(tensor: Tensor, param: Tensor, layout: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    shard = local(tensor)
+    dense = laid_out(shard.to(dtype), layout)
+    return tensor if dense is shard else wrapped(dense, param)
+
+
+def _as_codes(
+    rule: Any, param: Tensor, entries: Entries, dtype: torch.dtype, layout: tuple[int, ...]
+) -> Entries:
+    names = rule.states
+    if are_coded(entries, names) and all(
+        entries[name].dtype == dtype and local(entries[name]).stride() == layout for name in names
+    ):
+        return {name: entries[name] for name in (*names, EXPONENTS)}
+    values = to_values(rule, param, entries)
+    given = [in_memory_order(laid_out(local(values[name]), layout)) for name in names]
+    coded = [
+        torch.empty_strided(local(param).shape, layout, dtype=dtype, device=given[0].device)
+        for _ in names
+    ]
+    flat = [in_memory_order(tensor) for tensor in coded]
+    exponents = new_exponents(param, len(names))
+    for part, blocks in _slices(len(given[0])):
+        half = torch.full(given[0][part].shape, _HALF, dtype=torch.int64, device=param.device)
+        rounded, exponents[blocks] = codes.encode(
+            rule.values, dtype.itemsize, [g[part].float() for g in given], [half] * len(names)
+        )
+        for tensor, new in zip(flat, rounded, strict=True):
+            tensor[part] = new
+    states = {name: wrapped(tensor, param) for name, tensor in zip(names, coded, strict=True)}
+    return states | {EXPONENTS: exponents}
+
+
+def new_exponents(param: Tensor, num_states: int) -> Tensor:
+    """Those of states of zeros: code 0 is zero whatever they are."""
+    shape = (codes.num_blocks(local(param).numel()), num_states)
+    return torch.ones(shape, dtype=torch.uint8, device=local(param).device)
