@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 KEYWORDS = {**execution.DEFAULTS, **formats.DEFAULTS}
 """What a param group holds beside the rule's hyperparameters."""
 
-LIVE = (*execution.DEFAULTS, *formats.LIVE)
-"""Those of them that a state dict neither brings nor takes away."""
-
 
 class FusedOptimizer(Optimizer):
     """Steps every parameter that has a gradient by ``rule``, on the backend that serves it."""
@@ -370,30 +367,8 @@ class FusedOptimizer(Optimizer):
         Raises:
             TypeError, ValueError: the state dict does not fit; the optimizer is unchanged.
         """
-        loaded: list[tuple[Tensor, dict[str, Tensor]]] = []
-        live = [{name: group[name] for name in LIVE} for group in self.param_groups]
-
-        def check(_: Optimizer, given: dict[str, Any]) -> None:
-            loaded.extend(state_dicts.checked_entries(self, given))
-
-        def restore(_: Optimizer) -> None:
-            # torch cast the states to their parameter's dtype: these are from the source.
-            for param, entries in loaded:
-                self.state[param].pop(formats.REMAINDER, None)
-                self.state[param].update(entries)
-            for group, keywords in zip(self.param_groups, live, strict=True):
-                group.update(keywords)
-
-        # Hooks of the user's run before the check and after the restoration.
-        handles = (
-            self.register_load_state_dict_pre_hook(check),
-            self.register_load_state_dict_post_hook(restore, prepend=True),
-        )
-        try:
+        with state_dicts.loading(self):
             super().load_state_dict(state_dict)
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """As every optimizer's, of values: codes are decoded, exactly, into tensors of their own.
@@ -401,12 +376,5 @@ class FusedOptimizer(Optimizer):
         States of ``state_format="8bit"`` are bfloat16 there, those of ``"16bit"`` float32, so that
         the dict loads into any format, and ``block_exponents`` are left out.
         """
-
-        def decode(_: Optimizer, made: dict[str, Any]) -> None:
-            state_dicts.decode(self, made)
-
-        handle = self.register_state_dict_post_hook(decode, prepend=True)
-        try:
+        with state_dicts.decoding(self):
             return super().state_dict()
-        finally:
-            handle.remove()

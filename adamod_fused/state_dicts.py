@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,9 @@ from .layout import dense_strides
 
 if TYPE_CHECKING:
     from .optimizer import FusedOptimizer
+
+LIVE = (*execution.DEFAULTS, *formats.LIVE)
+"""Keywords of a param group that a state dict neither brings nor takes away."""
 
 
 def match(
@@ -80,7 +85,7 @@ def _whose(
     return [(param, saved, *known[param]) for param, saved in match(optimizer, state_dict)]
 
 
-def checked_entries(
+def _checked_entries(
     optimizer: FusedOptimizer, state_dict: dict[str, Any]
 ) -> list[tuple[Tensor, dict[str, Tensor]]]:
     """Parameters with their entries of a state dict, as the optimizer keeps them.
@@ -108,11 +113,53 @@ def checked_entries(
     return loaded
 
 
-def decode(optimizer: FusedOptimizer, state_dict: dict[str, Any]) -> None:
-    """Puts values in place of the codes that a state dict was made with."""
-    ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-    params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
-    saved = state_dict["state"]
-    for i, param in zip(ids, params, strict=True):
-        if saved.get(i):
-            saved[i] = coded_states.to_values(optimizer.rule, param, saved[i])
+@contextmanager
+def loading(optimizer: FusedOptimizer) -> Iterator[None]:
+    """While it lasts, ``load_state_dict`` checks what it is given and keeps what it should.
+
+    Raises:
+        TypeError, ValueError: as ``check``, from ``load_state_dict``.
+    """
+    loaded: list[tuple[Tensor, dict[str, Tensor]]] = []
+    live = [{name: group[name] for name in LIVE} for group in optimizer.param_groups]
+
+    def check(_: Any, given: dict[str, Any]) -> None:
+        loaded.extend(_checked_entries(optimizer, given))
+
+    def restore(_: Any) -> None:
+        # torch cast the states to their parameter's dtype: these are from the source.
+        for param, entries in loaded:
+            optimizer.state[param].pop(formats.REMAINDER, None)
+            optimizer.state[param].update(entries)
+        for group, keywords in zip(optimizer.param_groups, live, strict=True):
+            group.update(keywords)
+
+    # Hooks of the user's run before the check and after the restoration.
+    handles = (
+        optimizer.register_load_state_dict_pre_hook(check),
+        optimizer.register_load_state_dict_post_hook(restore, prepend=True),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def decoding(optimizer: FusedOptimizer) -> Iterator[None]:
+    """While it lasts, ``state_dict`` has values in place of codes, for hooks of the user's too."""
+
+    def decode(_: Any, made: dict[str, Any]) -> None:
+        ids = chain.from_iterable(group["params"] for group in made["param_groups"])
+        params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+        saved = made["state"]
+        for i, param in zip(ids, params, strict=True):
+            if saved.get(i):
+                saved[i] = coded_states.to_values(optimizer.rule, param, saved[i])
+
+    handle = optimizer.register_state_dict_post_hook(decode, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()

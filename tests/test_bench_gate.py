@@ -10,7 +10,8 @@ from functools import partial
 import pytest
 import torch
 
-from adamod_fused import AdaMod, execution
+from adamod_fused import AdaMod
+from adamod_fused.optimizer import KEYWORDS
 from bench import gate
 from bench.contestants import Contestant, contestants, ours
 from bench.lists import LISTS, Shape
@@ -96,7 +97,7 @@ def test_settings_take_both_sides_of_the_bound_and_every_number_stays_finite() -
 def test_no_setting_is_a_default() -> None:
     defaults = AdaMod([torch.zeros(1)]).defaults
     for values in gate.SETTINGS:
-        assert values.keys() == defaults.keys() - execution.DEFAULTS.keys()
+        assert values.keys() == defaults.keys() - KEYWORDS.keys()
         for name in values.keys() - {"variant", "maximize"}:  # which have but two values
             assert values[name] != defaults[name], name
 

@@ -204,10 +204,10 @@ def test_a_failing_launch_leaves_steps_that_fit_their_parameters(monkeypatch) ->
     optimizer = AdaMod([single, double], **OPTIONS, backend="cpu")
     run = CpuBackend.run
 
-    def fail(self, rule, table, index, device, dtype, control) -> None:
+    def fail(self, rule, table, index, device, dtype, *others) -> None:
         if dtype == torch.float64:
             raise RuntimeError("out of luck")
-        run(self, rule, table, index, device, dtype, control)
+        run(self, rule, table, index, device, dtype, *others)
 
     monkeypatch.setattr(CpuBackend, "run", fail)
     set_random_grads([single, double], 0)

@@ -10,7 +10,8 @@ from cases import CASES, DTYPES, SIZES, Case
 from helpers import assert_same_bits
 from torch import Tensor
 
-from adamod_fused import AdaMod, execution
+from adamod_fused import AdaMod
+from adamod_fused.optimizer import KEYWORDS
 
 # Ten steps: the bias corrections move, the bound and the moments leave zero, and a schedule of
 # four factors has come round twice.
@@ -90,7 +91,7 @@ def test_both_sides_of_the_bound_are_in_the_cases() -> None:
         if len(case.groups) > 1 or case.lr_schedule:
             continue
         options = {**AdaMod([torch.zeros(1)]).defaults, **case.groups[0]}
-        options = {k: v for k, v in options.items() if k not in execution.DEFAULTS}
+        options = {k: v for k, v in options.items() if k not in KEYWORDS}
         for step, tensors in enumerate(expected(case_index, torch.float32)):
             scalars = AdaMod.rule.prepare(step + 1, **options)
             states = tensors[len(SIZES) * len(OFFSETS) :]
