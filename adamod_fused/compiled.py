@@ -19,7 +19,8 @@ torch.compiler.assume_constant_result(FusedOptimizer._is_traceable)  # type: ign
 
 def step(optimizer: FusedOptimizer) -> None:
     """Steps every parameter that has a gradient; to be traced."""
-    if optimizer._is_controlled() or not optimizer._is_traceable():
+    is_special = optimizer._is_controlled() or _may_be_coded(optimizer)
+    if is_special or not optimizer._is_traceable():
         outside_of_the_graph(optimizer._step_eagerly)
         return
     names = optimizer._hyperparameter_names
@@ -42,6 +43,12 @@ def step(optimizer: FusedOptimizer) -> None:
                     backend=group["backend"],
                     fused=bool(group["fused"]),
                 )
+
+
+def _may_be_coded(optimizer: FusedOptimizer) -> bool:
+    """Whether a param group asks for formats, which the rule's operator does not have."""
+    asked = [(g["state_format"], g["weight_format"]) for g in optimizer.param_groups]
+    return any(formats != ("fp32", "plain") for formats in asked)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]

@@ -36,6 +36,14 @@ def open_console() -> Console:
     return RichConsole() if installed("rich") else PlainConsole()
 
 
+def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The lines of a table in plain text."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    for cells in (columns, ["-" * width for width in widths], *rows):
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        yield "  ".join(padded).rstrip()
+
+
 class PlainConsole:
     """The standard library alone."""
 
@@ -43,10 +51,8 @@ class PlainConsole:
         print(text, flush=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-        for cells in (columns, ["-" * width for width in widths], *rows):
-            padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-            self.line("  ".join(padded).rstrip())
+        for line in aligned(columns, rows):
+            self.line(line)
 
     @contextmanager
     def progress(self, task: str, total: int) -> Iterator[Advance]:

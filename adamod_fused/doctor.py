@@ -8,13 +8,13 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from . import __version__, backends
+from . import __version__, backends, formats
 from .backends.cpu import CpuBackend
 from .console import open_console
 
 DESCRIPTION = (
     "Say which backends work on this machine and, for each that does not, why and what to do; "
-    "then the versions that a bug report needs."
+    "then the formats of states and weights, and the versions that a bug report needs."
 )
 
 
@@ -29,15 +29,26 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def main(_: argparse.Namespace) -> int:
-    """Prints both tables. A backend that does not work here is a fact, not an error: returns 0."""
+    """Prints all tables. A backend that does not work here is a fact, not an error: returns 0."""
     console = open_console()
     rows = []
     for name, status in backends.available().items():
         remark = "" if status.available else f"{status.reason}. Remedy: {status.remedy}"
         rows.append((name, "yes" if status.available else "no", remark))
     console.table(("backend", "works", "if not, why"), rows)
+    console.table(("keyword", "one of"), list(storage().items()))
     console.table(("part", "here"), list(versions().items()))
     return 0
+
+
+def storage() -> dict[str, str]:
+    """The formats that states and weights can be kept in, and which parameters are."""
+    least = formats.DEFAULTS["min_coded_numel"]
+    return {
+        "state_format": ", ".join(formats.STATE_FORMATS),
+        "weight_format": f"{', '.join(formats.WEIGHT_FORMATS)} (all but plain: bfloat16)",
+        "min_coded_numel": f"{least:,} unless given: of fewer elements, states stay fp32",
+    }
 
 
 def versions() -> dict[str, str]:

@@ -19,6 +19,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from . import coded_states, execution, finite, formats, state_dicts, validation
 from .control import Clip, HandedOver, check_max_norm, clip_of, control, hand_over, scale_of
 from .hyperparameters import as_numbers, is_on_device
+from .memory_report import MemoryReport, memory_report
 from .plan import Plan, is_capturing
 from .step_hooks import with_step_hooks
 
@@ -324,6 +325,18 @@ class FusedOptimizer(Optimizer):
                     yield f"the gradient of {who}", param.grad
                 yield who, param
                 yield from ((f"{n} of {who}", values[n]) for n in self.rule.states if n in values)
+
+    def memory_report(self) -> MemoryReport:
+        """What the states take, and split weights beside the parameters, of this rank.
+
+        Returns:
+            A list with a row for each param group, dtype and format, and ``total``; as a string
+            a table. AdaMod in float32 and torch.optim.Adam stand beside it.
+
+        Raises:
+            ValueError: a parameter cannot have the formats that its group names.
+        """
+        return memory_report(self)
 
     def _step_in_graph(self) -> None:
         from . import compiled  # imports dynamo: for those alone who compile

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import formats
 from ..hyperparameters import plain_numbers
 from ..reference import COMPUTE_DTYPES, AdaMod
 from ..validation import MAX_STEP, check_range, label
@@ -118,7 +119,8 @@ ADAMOD = Format(
     required=(*_COMMON, "beta3", "variant", "maximize"),
     states=AdaMod.states,
     hyperparameters=lambda group: _pick(group, *_COMMON, "maximize"),
-    unused=("beta3", "variant", "backend"),
+    unused=("beta3", "variant", "backend", *formats.DEFAULTS),
+    ignored_states=(formats.REMAINDER,),
 )
 
 SOURCES = {
