@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import codes, finite, validation
-from .dtensor import local, same_sharding, wrapped
+from .dtensor import is_dtensor, local, same_sharding, wrapped
 from .formats import EXPONENTS, REMAINDER, STATE_FORMATS, Formats
 from .layout import dense_strides, in_memory_order, laid_out
 from .reference import COMPUTE_DTYPES
@@ -47,7 +47,7 @@ def check(param: Tensor, entries: Entries, names: Sequence[str], who: str) -> No
     coded = are_coded(entries, names)
     dtype = entries[names[0]].dtype if coded else COMPUTE_DTYPES[param.dtype]
     validation.check_states(param, entries, names, dtype, who)
-    check_remainder(param, entries, who)
+    check_remainder(param, entries, who, (torch.int16,))
     if not coded:
         return
     shards = [local(entries[name]) for name in names]
@@ -90,14 +90,19 @@ def _described(value: Any) -> str:
     return f"{value.dtype}, {value.device}, {tuple(value.shape)}, strides {value.stride()}"
 
 
-def check_remainder(param: Tensor, entries: Entries, who: str) -> None:
+def check_remainder(
+    param: Tensor,
+    entries: Entries,
+    who: str,
+    dtypes: Sequence[torch.dtype] = (torch.int16, torch.int32),
+) -> None:
     """Raises where what is kept of a split weight does not fit its parameter."""
     if REMAINDER not in entries:
         return
     remainder = entries[REMAINDER]
     if (
         not isinstance(remainder, Tensor)
-        or remainder.dtype is not torch.int16
+        or remainder.dtype not in dtypes
         or remainder.shape != param.shape
         or not same_sharding(param, remainder)
         or local(remainder).shape != local(param).shape
@@ -149,6 +154,16 @@ def to_values(rule: Any, param: Tensor, entries: Entries) -> Entries:
     return others | {
         name: wrapped(value, param) for name, value in zip(rule.states, values, strict=True)
     }
+
+
+@torch.no_grad()
+def to_save(rule: Any, param: Tensor, entries: Entries) -> Entries:
+    """A parameter's entries for a state dict: values, and nothing that cannot be gathered."""
+    entries = to_values(rule, param, entries)
+    if REMAINDER in entries and is_dtensor(param):  # NCCL and gloo send no int16
+        wide = wrapped(local(entries[REMAINDER]).to(torch.int32), param)
+        return entries | {REMAINDER: wide}
+    return entries
 
 
 def _slices(numel: int) -> Iterable[tuple[slice, slice]]:

@@ -387,7 +387,8 @@ class FusedOptimizer(Optimizer):
         """As every optimizer's, of values: codes are decoded, exactly, into tensors of their own.
 
         States of ``state_format="8bit"`` are bfloat16 there, those of ``"16bit"`` float32, so that
-        the dict loads into any format, and ``block_exponents`` are left out.
+        the dict loads into any format, and ``block_exponents`` are left out. ``param_remainder`` of
+        a DTensor is int32, since ranks cannot send each other int16.
         """
         with state_dicts.decoding(self):
             return super().state_dict()

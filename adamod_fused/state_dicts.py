@@ -156,7 +156,7 @@ def decoding(optimizer: FusedOptimizer) -> Iterator[None]:
         saved = made["state"]
         for i, param in zip(ids, params, strict=True):
             if saved.get(i):
-                saved[i] = coded_states.to_values(optimizer.rule, param, saved[i])
+                saved[i] = coded_states.to_save(optimizer.rule, param, saved[i])
 
     handle = optimizer.register_state_dict_post_hook(decode, prepend=True)
     try:
