@@ -32,7 +32,7 @@ def adamod(
     """One AdaMod step in place on lists of tensors; :class:`adamod_fused.AdaMod` says the rule.
 
     Every call checks all tensors anew, which costs more host time than the class, whose table of
-    tensors lives between steps.
+    tensors lives between steps. States are floats and weights plain: other formats are the class's.
 
     Args:
         params: parameters, float32, bfloat16, float16 or float64; any shapes, layouts, devices.
