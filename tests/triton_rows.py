@@ -25,7 +25,9 @@ HYPERPARAMETERS = [
 
 
 def float_bits(x: Tensor) -> Tensor:
-    """The bits of ``x``, every NaN made the same one."""
+    """The bits of ``x``, every NaN made the same one; integers as they are."""
+    if not x.is_floating_point():
+        return x
     x = torch.where(x.isnan(), torch.full_like(x, torch.nan), x)
     return x.view({2: torch.int16, 4: torch.int32}[x.element_size()])
 
@@ -38,8 +40,9 @@ class Guarded:
 
     def __init__(self, values: Tensor, offset: int, device: str = "cpu"):
         self.numel = values.numel()
+        self.guard = 12345.0 if values.is_floating_point() else 91
         room = (self.numel + 2 * GUARD + 32,)
-        storage = torch.full(room, 12345.0, dtype=values.dtype, device=device)
+        storage = torch.full(room, self.guard, dtype=values.dtype, device=device)
         to_boundary = -storage.data_ptr() % 64 // values.element_size()
         begin = to_boundary + GUARD + offset
         self.tensor = storage[begin : begin + self.numel]
@@ -53,7 +56,7 @@ class Guarded:
             f"{what}: {len(different)} of {self.numel} differ, first at {different[0]}: "
             f"{actual[different[0]]} != {expected[different[0]]}"
         )
-        assert all((zone == 12345.0).all() for zone in self.around), f"{what}: written outside"
+        assert all((zone == self.guard).all() for zone in self.around), f"{what}: written outside"
 
 
 def sample(numel: int, generator: torch.Generator) -> Tensor:

@@ -15,27 +15,33 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .coded import step as coded_step
 from .prepare import prepare
 from .rules import RULES
 from .sum_squares import sum_squares
-from .table import DTYPES, GRAD_SCALE, Matrix, find_row, skips, upload
+from .table import (
+    CHUNK_SIZE,
+    DTYPES,
+    FIRST_CHUNK,
+    GRAD,
+    GRAD_SCALE,
+    NUMEL,
+    PARAM,
+    ROW_SIZE,
+    SCALARS,
+    STATE0,
+    STATE1,
+    STATE2,
+    Matrix,
+    find_row,
+    skips,
+    upload,
+)
 
 __all__ = ["CHUNK_SIZE", "DTYPES", "Matrix", "prepare", "step", "sum_squares", "upload"]
 
-CHUNK_SIZE = 4096  # elements; the unit of the table's first_chunk
 BLOCK_SIZE = 1024
 NUM_WARPS = 4  # with 32 lanes: 8 elements a thread, 128 bits of the narrowest stream
-
-# Columns of the table, csrc/engine/row.h.
-ROW_SIZE = tl.constexpr(8)
-PARAM = tl.constexpr(0)
-GRAD = tl.constexpr(1)
-STATE0 = tl.constexpr(2)
-STATE1 = tl.constexpr(3)
-STATE2 = tl.constexpr(4)
-NUMEL = tl.constexpr(5)
-FIRST_CHUNK = tl.constexpr(6)
-SCALARS = tl.constexpr(7)
 
 
 @triton.jit
@@ -182,18 +188,29 @@ def step(
     scalars: Tensor,
     num_chunks: int,
     control: Tensor | None = None,
+    coded: Tensor | None = None,
+    state_format: str = "fp32",
+    weight_format: str = "plain",
 ) -> None:
     """One step of ``rule`` on every tensor of the table, on the current stream of its device.
 
     Args:
         rule: a name in ``rules.RULES``.
-        dtype: of params and grads: float32, bfloat16 or float16. States are float32.
+        dtype: of params and grads: float32, bfloat16 or float16.
         rows: the table, int64 ``[num_rows, 8]``, as in csrc/engine/row.h.
         scalars: the rule's scalars, float32 ``[num_scalar_rows, num_scalars]``.
         num_chunks: of the whole table, in units of ``CHUNK_SIZE``.
         control: ``Control``, float32 ``[2]``: a factor of every gradient, and not 0 where nothing
             is to be done.
+        coded: the other half of a table whose states or weights are not plain floats: int64
+            ``[num_rows, 4]``, ``Coded`` in csrc/engine/row.h. Without it states are float32.
+        state_format: of that half, a name in adamod_fused/formats.py.
+        weight_format: likewise.
     """
+    if coded is not None:
+        formats = (state_format, weight_format)
+        coded_step(rule, dtype, formats, rows, coded, scalars, num_chunks, control)
+        return
     with torch.cuda.device_of(rows):
         update_chunk[(num_chunks,)](
             rows, scalars, len(rows), control, **constants(rule, dtype, scalars.shape[1]), **OPTIONS

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from .codes import OF_BOTH_SIGNS, SAFE_TOO_LARGE, SAFE_TOO_SMALL
 from .ieee import div_rn, sqrt_rn
 from .integer_power import integer_power
 
@@ -27,6 +28,8 @@ class Rule(NamedTuple):
     update: triton.JITFunction
     prepare: triton.JITFunction
     num_states: int
+    values: tuple[tl.constexpr, ...] = ()
+    """Of each state, for formats of few bits; a rule that does not say has none of them."""
 
 
 @triton.jit
@@ -80,6 +83,14 @@ def prepare_adamod(scalars, step, lr, beta1, beta2, beta3, eps, weight_decay, ma
     tl.store(scalars + 9, denom_scale)
     tl.store(scalars + 10, update_scale)
     tl.store(scalars + 11, 1 - lr * weight_decay)  # param_decay
+    tl.store(scalars + 12, step)
 
 
-RULES = {"adamod": Rule(adamod, prepare_adamod, num_states=3)}
+RULES = {
+    "adamod": Rule(
+        adamod,
+        prepare_adamod,
+        num_states=3,
+        values=(OF_BOTH_SIGNS, SAFE_TOO_LARGE, SAFE_TOO_SMALL),
+    )
+}

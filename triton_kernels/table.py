@@ -10,6 +10,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+CHUNK_SIZE = 4096  # elements; the unit of the table's first_chunk
+
+# Columns of the table, csrc/engine/row.h: of Row.
+ROW_SIZE = tl.constexpr(8)
+PARAM = tl.constexpr(0)
+GRAD = tl.constexpr(1)
+STATE0 = tl.constexpr(2)
+STATE1 = tl.constexpr(3)
+STATE2 = tl.constexpr(4)
+NUMEL = tl.constexpr(5)
+FIRST_CHUNK = tl.constexpr(6)
+SCALARS = tl.constexpr(7)
+
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 

@@ -81,17 +81,20 @@ class TritonBackend:
         matrix, upload = _kernels("table").Matrix, _kernels("table").upload
         batch = table.batch(index)
         num_scalars = extension.core.rules[rule][0]
-        rows = matrix(batch.rows, engine.ROW_SIZE.value)
+        halves = [matrix(batch.rows, engine.ROW_SIZE.value)]
+        if not formats.are_plain:
+            halves.append(matrix(batch.coded, _kernels("coded").CODED_SIZE.value))
         if batch.counts_on_device:
             counts = matrix(batch.counts, prepare.COUNT_SIZE.value)
             groups = matrix(batch.groups, prepare.GROUP_SIZE.value)
-            on_device, counts, groups = upload([rows, counts, groups], device)
+            counts, groups, rows, *coded = upload([counts, groups, *halves], device)
             scalars = prepare.prepare(rule, counts, groups, num_scalars, control)
         else:
             scalars = matrix(table.scalars, num_scalars, torch.float32)
-            on_device, scalars = upload([rows, scalars], device)
+            scalars, rows, *coded = upload([scalars, *halves], device)
         if batch.num_chunks:
-            engine.step(rule, dtype, on_device, scalars, batch.num_chunks, control)
+            stored = (*coded, *formats) if coded else ()
+            engine.step(rule, dtype, rows, scalars, batch.num_chunks, control, *stored)
 
     def sum_squares(self, grads: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
         table, kernels = _kernels("table"), _kernels("sum_squares")
