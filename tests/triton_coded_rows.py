@@ -1,6 +1,6 @@
 """Rows whose states or weights are not plain floats, for tests of the Triton step, and their twins.
 
-What is expected of them is made by the oracle alone: adamod_fused/codes.py around the rule.
+What is expected of them is the oracle's alone: adamod_fused/reference.py on the CPU.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from triton_rows import Guarded, sample
 from adamod_fused import codes
 from adamod_fused.codes import Values
 from adamod_fused.formats import STATE_FORMATS, Formats
-from adamod_fused.reference import AdaMod
-
-KINDS = tuple(Values)  # AdaMod's
+from adamod_fused.reference import AdaMod, Coded, step_
 
 FORMATS = [
     *((torch.float32, Formats(state, "plain")) for state in ("16bit", "8bit")),
@@ -89,7 +87,7 @@ def make_row(
     generator: torch.Generator,
     *,
     offsets: dict[str, int] | None = None,
-    kinds: Sequence[Values] = KINDS,
+    kinds: Sequence[Values] = AdaMod.values,
     num_scalars: int = 1,
     first_index: int = 0,
     device: str = "cpu",
@@ -161,27 +159,19 @@ def decoded(row: CodedRow) -> list[Tensor]:
 
 
 def update_expected(
-    row: CodedRow, scalars: Any, grad_scale: float = 1.0, update: Any = AdaMod.update
+    row: CodedRow, scalars: Any, grad_scale: float = 1.0, rule: Any = AdaMod
 ) -> None:
-    """One step; the last of ``scalars`` is its number."""
-    param, grad = row.expected["param"], row.expected["grad"]
-    step, weight = int(scalars[-1]), row.formats.weight
-    weights = param.float()
-    if weight == "split":
-        weights = codes.joined(param, row.expected["remainder"])
-    scaled = grad.float() * torch.tensor(grad_scale)
-    new_weights, *new_values = update(scalars, weights, scaled, *decoded(row))
-    if weight == "split":
-        row.expected["param"], row.expected["remainder"] = codes.split(new_weights)
-    elif weight == "stochastic":
-        random = row.random(step, codes.PARAM_STREAM)
-        row.expected["param"] = codes.stochastically_rounded(new_weights, random)
-    else:
-        row.expected["param"] = new_weights.to(param.dtype)
-    stored, exponents = coded_states(row, new_values, step)
-    row.expected |= dict(zip(row.states, stored, strict=True))
-    if exponents is not None:
-        row.expected["exponents"] = exponents.flatten()
+    expected = row.expected
+    exponents = expected.get("exponents")
+    stored = Coded(
+        None if exponents is None else exponents.view(-1, len(row.kinds)),
+        expected.get("remainder"),
+        row.first_index,
+        row.key,
+        row.formats.weight == "stochastic",
+    )
+    states = [expected[name] for name in row.states]
+    step_(rule, scalars, expected["param"], expected["grad"], states, grad_scale, stored)
 
 
 def check(rows: Sequence[CodedRow]) -> None:

@@ -20,7 +20,7 @@ SAFE_TOO_SMALL = tl.constexpr(2)
 # By bytes, then by kind; SHIFTS are the bits of a float32 that a code leaves out, TOPS the codes of
 # the largest finite values.
 BITS = tl.constexpr(((), (7, 9, 8), (16, 16, 16)))
-SHIFTS = tl.constexpr(((), (20, 17, 19), (12, 11, 11)))
+SHIFTS = tl.constexpr(((), (20, 17, 19), (12, 12, 12)))
 TOPS = tl.constexpr(((), (61, 509, 253), (32765, 65533, 65533)))
 
 INF = tl.constexpr(0x7F800000)
