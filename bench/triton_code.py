@@ -63,7 +63,7 @@ def compile_kernel(
     if formats.are_plain:
         constants = engine.constants("adamod", dtype, NUM_SCALARS)
     else:
-        signature["coded"] = "*i64"
+        signature = {"rows": "*i64", "coded": "*i64"} | signature  # in the kernel's order
         kernel, options = coded.update_coded_chunk, coded.OPTIONS
         constants = coded.constants("adamod", dtype, formats, NUM_SCALARS)
     if controlled:

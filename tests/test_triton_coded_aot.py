@@ -26,8 +26,8 @@ pytestmark = pytest.mark.skipif(
 # Per element, the most on any architecture as counted with Triton 3.7, and 5 % for another
 # compiler's taste: with codes, without.
 MOST_INSTRUCTIONS = {True: 160 * 1.05, False: 80 * 1.05}
-# In the vector path of a block of 512 to 2,048 elements: layouts are exchanged for the stores of the
-# wider streams, and for three of exponents.
+# In the vector path of a block of 1,024 or 2,048 elements: around changes of layout, for stores of
+# the wider streams and of the exponents.
 MOST_BARRIERS = 16
 
 
@@ -70,7 +70,7 @@ def test_every_stream_is_moved_once_in_128_bits(cuda_kernel):
     vectors, singles = global_accesses(kernel.asm["ptx"], "st")
     assert set(vectors) == {16}
     assert sum(vectors) == elements_of(dtype, formats) * stored
-    # Exponents in either path: one byte a state, of at most two blocks, as often as not again.
+    # In either path an exponent of each state, one byte.
     exponents = 0 if formats.state == "fp32" else 2 * 3
     assert sum(singles) == masked * stored + exponents
     assert not re.search(r"\b(atom|red|cp)\.", kernel.asm["ptx"])

@@ -19,9 +19,9 @@ SAFE_TOO_SMALL = tl.constexpr(2)
 
 # By bytes, then by kind; SHIFTS are the bits of a float32 that a code leaves out, TOPS the codes of
 # the largest finite values.
-BITS = tl.constexpr(((), (7, 9, 8), (16, 16, 16)))
 SHIFTS = tl.constexpr(((), (20, 17, 19), (12, 12, 12)))
 TOPS = tl.constexpr(((), (61, 509, 253), (32765, 65533, 65533)))
+SIGNS = tl.constexpr((None, 6, 15))  # which bit is the sign of a state of both, by bytes
 
 INF = tl.constexpr(0x7F800000)
 
@@ -39,10 +39,9 @@ def bases(x, KIND: tl.constexpr, BYTES: tl.constexpr, AXIS: tl.constexpr):
     else:
         ONE: tl.constexpr = 1 << 24  # above inf, doubled, to 2^32
         largest = tl.maximum(tl.max(doubled + ONE, axis=AXIS), ONE) - ONE
-        rounding: tl.constexpr = (1 << SHIFTS.value[BYTES][KIND]) - 1
-        above = (largest >> 1).to(tl.int32) + (
-            rounding - (TOPS.value[BYTES][KIND] << SHIFTS.value[BYTES][KIND])
-        )
+        SHIFT: tl.constexpr = SHIFTS.value[BYTES][KIND]
+        TOP: tl.constexpr = TOPS.value[BYTES][KIND]
+        above = (largest >> 1).to(tl.int32) + ((1 << SHIFT) - 1 - (TOP << SHIFT))
         exponent = (above >> 23) + 1
     return tl.maximum(exponent, 1) << 23
 
@@ -65,7 +64,7 @@ def encode(x, base, random, KIND: tl.constexpr, BYTES: tl.constexpr):
     code = tl.minimum(code, TOP)
     code = tl.where(magnitude >= INF, tl.where(magnitude > INF, TOP + 2, TOP + 1), code)
     if KIND == OF_BOTH_SIGNS:
-        SIGN: tl.constexpr = BITS.value[BYTES][KIND] - 1
+        SIGN: tl.constexpr = SIGNS.value[BYTES]
         sign = ((pattern >> (31 - SIGN)) & (1 << SIGN)).to(tl.int32)
         code |= tl.where((code == 0) | (code == TOP + 2), 0, sign)
     return code
@@ -76,7 +75,7 @@ def decode(code, base, KIND: tl.constexpr, BYTES: tl.constexpr):
     """What codes, int32, stand for: float32."""
     SHIFT: tl.constexpr = SHIFTS.value[BYTES][KIND]
     TOP: tl.constexpr = TOPS.value[BYTES][KIND]
-    SIGN: tl.constexpr = BITS.value[BYTES][KIND] - 1
+    SIGN: tl.constexpr = SIGNS.value[BYTES]
     magnitude = code & ((1 << SIGN) - 1) if KIND == OF_BOTH_SIGNS else code
     pattern = (magnitude << SHIFT) + (base - (1 << SHIFT))
     # The code after that of inf is NaN's, 0x7fc00000.
