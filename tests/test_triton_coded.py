@@ -164,6 +164,16 @@ class Cases:
         check([row])
         assert (row.expected["exponents"][0::3] == 1).all()
 
+    @pytest.mark.parametrize("state_format", ["16bit", "8bit"])
+    def test_padding_has_no_say(self, state_format, generator):
+        """Bounds so large that the one that zeros would get is smaller than all of them."""
+        row = self.row(33, torch.float32, Formats(state_format, "plain"), 0, generator)
+        row.set("state 2", torch.full_like(row.expected["state 2"], 100))
+        exponents = row.expected["exponents"].clone()
+        exponents[2::3] = 200
+        row.set("exponents", exponents)
+        run([row], range(1, 2), generator)
+
     @pytest.mark.parametrize("grad_scale", [0.25, 3.1415927410125732])
     @some_formats
     def test_grad_scale(self, dtype, formats, grad_scale, generator):
