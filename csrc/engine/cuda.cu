@@ -1,5 +1,5 @@
-// The CUDA engine's host side: one launch for a whole batch, its tensor table by value or by
-// address. The kernels are in headers of their own; none of it knows what a rule computes.
+// The CUDA engine's host side: which kernel serves what, and what a device can run. The kernels are
+// in headers of their own; none of it knows what a rule computes.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -8,151 +8,38 @@
 
 #include "../rules/all.h"
 #include "cuda.h"
+#include "cuda_coded.h"
 #include "cuda_kernel.h"
+#include "cuda_launch.h"
 #include "cuda_norm.h"
-#include "cuda_prepare.h"
 #include "cuda_support.h"
 #include "cuda_tuning.h"
 #include "cuda_upload.h"
 #include "storage.h"
 
-#if CUDART_VERSION < 12010
-#error "kernel parameters of 32,764 bytes need CUDA 12.1 or later: update the toolkit"
-#endif
-
 namespace cuda_engine {
 namespace {
 
-constexpr std::size_t max_parameter_bytes = 32764;
-
-// The table as a kernel parameter, in constant memory: no copy of ours, no allocation, and a
-// captured graph keeps it.
-template <typename Scalars>
-struct TableByValue {
-  static constexpr int max_scalars = 32;
-  static constexpr int max_rows =
-      (tuning.max_table_bytes - 2 * sizeof(void*) - max_scalars * sizeof(Scalars)) / sizeof(Row);
-
-  Row rows[max_rows];
-  Scalars scalars[max_scalars];
-  const Control* control;
-  int num_rows;
-
-  static bool holds(const Batch& batch) {
-    return batch.num_rows <= max_rows && batch.num_scalars <= max_scalars;
+template <typename Format>
+struct PlainKernels {
+  static constexpr bool is_coded = false;
+  template <typename Rule, typename Table>
+  static constexpr auto kernel() {
+    return step_kernel<Rule, Format, Table>;
   }
 };
 
-// The same for any number of rows, in device memory.
-template <typename Scalars>
-struct TableByAddress {
-  const Row* rows;
-  const Scalars* scalars;
-  const Control* control;
-  int num_rows;
-};
-
-// One a chunk, or as many as the current device runs at once.
-template <typename Kernel>
-std::int64_t num_blocks(Kernel kernel, const Batch& batch) {
-  if constexpr (tuning.persistent) {
-    int device = 0;
-    int multiprocessors = 0;
-    int resident = 0;
-    check(cudaGetDevice(&device), "asking for the current device");
-    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
-          "counting the multiprocessors");
-    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, tuning.block_threads, 0),
-          "counting the blocks that run at once");
-    return std::min<std::int64_t>(batch.num_chunks, multiprocessors * resident);
-  } else {
-    return batch.num_chunks;
-  }
-}
-
-template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), std::int64_t blocks, int threads, cudaStream_t stream,
-            const Arguments&... arguments) {
-  static_assert((sizeof(Parameters) + ...) <= max_parameter_bytes, "parameters of a kernel");
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(threads);
-  config.stream = stream;
-  check(cudaLaunchKernelEx(&config, kernel, arguments...), "launching the kernel");
-}
-
-template <typename Rule, typename Format, typename Table>
-void launch_step(const Table& table, const Batch& batch, cudaStream_t stream) {
-  if (batch.num_chunks == 0) return;  // CUDA refuses an empty grid
-  const auto kernel = step_kernel<Rule, Format, Table>;
-  launch(kernel, num_blocks(kernel, batch), tuning.block_threads, stream, table);
-}
-
 template <typename Rule, typename Format>
-void step_by_value(const Batch& batch, cudaStream_t stream) {
-  TableByValue<typename Rule::Scalars> table;
-  std::memcpy(table.rows, batch.rows, batch.num_rows * sizeof(Row));
-  std::memcpy(table.scalars, batch.scalars, batch.num_scalars * sizeof(typename Rule::Scalars));
-  table.control = batch.control;
-  table.num_rows = static_cast<int>(batch.num_rows);
-  launch_step<Rule, Format>(table, batch, stream);
-}
-
-template <typename Rule, typename Format>
-void step_by_address(const Batch& batch, int device, cudaStream_t stream) {
-  using Scalars = typename Rule::Scalars;
-  const std::size_t row_bytes = batch.num_rows * sizeof(Row);
-  const std::size_t scalar_bytes = batch.num_scalars * sizeof(Scalars);
-  upload({{batch.rows, row_bytes}, {batch.scalars, scalar_bytes}}, 0, device, stream,
-         [&](const std::byte* uploaded) {
-           const TableByAddress<Scalars> table{
-               reinterpret_cast<const Row*>(uploaded),
-               reinterpret_cast<const Scalars*>(uploaded + row_bytes), batch.control,
-               static_cast<int>(batch.num_rows)};
-           launch_step<Rule, Format>(table, batch, stream);
-         });
-}
-
-template <typename Rule, typename Format>
-void step_by_counts(const Batch& batch, int device, cudaStream_t stream) {
-  using Scalars = typename Rule::Scalars;
-  const std::size_t row_bytes = batch.num_rows * sizeof(Row);
-  const std::size_t count_bytes = batch.num_rows * sizeof(Count);
-  const std::size_t group_bytes = batch.num_groups * sizeof(Group);
-  upload({{batch.rows, row_bytes}, {batch.counts, count_bytes}, {batch.groups, group_bytes}},
-         batch.num_rows * sizeof(Scalars), device, stream, [&](std::byte* uploaded) {
-           const int num_rows = static_cast<int>(batch.num_rows);
-           std::byte* const counts = uploaded + row_bytes;
-           std::byte* const groups = counts + count_bytes;
-           const auto scalars = reinterpret_cast<Scalars*>(groups + group_bytes);
-           const Preparation<Rule> preparation{reinterpret_cast<const Count*>(counts),
-                                               reinterpret_cast<const Group*>(groups),
-                                               batch.control, scalars, num_rows};
-           launch(prepare_kernel<Rule>, (batch.num_rows + prepare_threads - 1) / prepare_threads,
-                  prepare_threads, stream, preparation);
-           const TableByAddress<Scalars> table{reinterpret_cast<const Row*>(uploaded), scalars,
-                                               batch.control, num_rows};
-           launch_step<Rule, Format>(table, batch, stream);
-         });
-}
-
-template <typename Rule, typename Format>
-void step_as(const Batch& batch, int device, cudaStream_t stream) {
-  const DeviceGuard guard(device);
-  if (batch.counts != nullptr) {
-    step_by_counts<Rule, Format>(batch, device, stream);
-  } else if (TableByValue<typename Rule::Scalars>::holds(batch)) {
-    step_by_value<Rule, Format>(batch, stream);
-  } else {
-    step_by_address<Rule, Format>(batch, device, stream);
-  }
+void step_plain(const Batch& batch, int device, cudaStream_t stream) {
+  Step<Rule, PlainKernels<Format>>{batch, device, stream}.enqueue();
 }
 
 template <typename Rule>
 void step_of(const std::string& dtype, const Batch& batch, int device, cudaStream_t stream) {
-  if (dtype == "float32") return step_as<Rule, Float32>(batch, device, stream);
-  if (dtype == "bfloat16") return step_as<Rule, BFloat16>(batch, device, stream);
-  if (dtype == "float16") return step_as<Rule, Float16>(batch, device, stream);
+  if (!batch.is_plain()) return step_coded<Rule>(dtype, batch, device, stream);
+  if (dtype == "float32") return step_plain<Rule, Float32>(batch, device, stream);
+  if (dtype == "bfloat16") return step_plain<Rule, BFloat16>(batch, device, stream);
+  if (dtype == "float16") return step_plain<Rule, Float16>(batch, device, stream);
   throw std::invalid_argument("the CUDA engine serves float32, bfloat16 and float16, got " + dtype);
 }
 
@@ -243,8 +130,10 @@ void step(const std::string& rule, const std::string& dtype, const Batch& batch,
     FOR_EACH_RULE(STEP_IF_NAMED)
 #undef STEP_IF_NAMED
   } catch (const CudaError& error) {
-    throw in_context(error, rule + " on " + dtype, device, batch.num_rows, batch.num_chunks,
-                     "chunks");
+    const std::string formats =
+        batch.is_plain() ? "" : ", " + batch.state_format + ", " + batch.weight_format;
+    throw in_context(error, rule + " on " + dtype + formats, device, batch.num_rows,
+                     batch.num_chunks, "chunks");
   }
   throw std::invalid_argument("the CUDA engine has the rules" + rules + ", got " + rule);
 }

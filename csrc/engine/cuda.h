@@ -13,8 +13,8 @@ namespace cuda_engine {
 // The unit of Row::first_chunk, in elements.
 std::int64_t chunk_size();
 
-// One optimizer step of all tensors of one device and parameter dtype. The arrays are in host
-// memory and may change as soon as step() returns.
+// One optimizer step of all tensors of one device, parameter dtype and formats. The arrays are in
+// host memory and may change as soon as step() returns.
 struct Batch {
   const Row* rows;
   std::int64_t num_rows;
@@ -28,11 +28,18 @@ struct Batch {
   const Count* counts = nullptr;
   const Group* groups = nullptr;
   std::int64_t num_groups = 0;
+
+  // Of all rows. Where they are not the plain ones, there is a Coded for each row.
+  const Coded* coded = nullptr;
+  std::string state_format = "fp32";    // "fp32", "16bit" or "8bit"
+  std::string weight_format = "plain";  // "plain"; of bfloat16 "split" or "stochastic" too
+
+  bool is_plain() const { return state_format == "fp32" && weight_format == "plain"; }
 };
 
 // Enqueues the step on a stream of a device: one launch in all, two with counts. Throws
-// std::invalid_argument for a rule, dtype or size that is not served and std::runtime_error for
-// what CUDA reports.
+// std::invalid_argument for a rule, dtype, format or size that is not served and std::runtime_error
+// for what CUDA reports.
 void step(const std::string& rule, const std::string& dtype, const Batch& batch, int device,
           void* stream);
 

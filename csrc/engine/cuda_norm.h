@@ -13,6 +13,7 @@
 #include <cstdint>
 
 #include "cuda_memory.h"
+#include "cuda_warp.h"
 #include "row.h"
 #include "storage.h"
 
@@ -21,8 +22,6 @@ namespace cuda_engine {
 constexpr int sum_threads = 256;
 constexpr int lanes_of_thread = segment_lanes / sum_threads;
 constexpr int bytes_under_way = 64;  // of a thread
-constexpr int warp_threads = 32;
-constexpr unsigned whole_warp = 0xffffffff;
 
 using LaneSums = Pack<double, lanes_of_thread>;
 
@@ -122,15 +121,15 @@ __device__ __forceinline__ LaneSums sum_lanes(const T* from, std::int64_t count)
 // All lanes' sums added up, upper half to lower half, until one is left: in thread 0. To be called
 // by all threads of a block, once.
 __device__ __forceinline__ double sum_of_lanes(const LaneSums& sums) {
-  constexpr int warps = sum_threads / warp_threads;
+  constexpr int warps = sum_threads / warp_size;
   __shared__ LaneSums shared[sum_threads];
   shared[threadIdx.x] = sums;
   __syncthreads();
-  if (threadIdx.x >= warp_threads) return 0;
+  if (threadIdx.x >= warp_size) return 0;
 
   LaneSums column[warps];  // the lanes of the threads that are whole warps away
 #pragma unroll
-  for (int w = 0; w < warps; ++w) column[w] = shared[w * warp_threads + threadIdx.x];
+  for (int w = 0; w < warps; ++w) column[w] = shared[w * warp_size + threadIdx.x];
 #pragma unroll
   for (int half = warps / 2; half > 0; half /= 2) {
 #pragma unroll
@@ -143,7 +142,7 @@ __device__ __forceinline__ double sum_of_lanes(const LaneSums& sums) {
   }
   double (&lanes)[lanes_of_thread] = column[0].elements;
 #pragma unroll
-  for (int half = warp_threads / 2; half > 0; half /= 2) {
+  for (int half = warp_size / 2; half > 0; half /= 2) {
 #pragma unroll
     for (int e = 0; e < lanes_of_thread; ++e) {
       lanes[e] += __shfl_down_sync(whole_warp, lanes[e], half);

@@ -87,7 +87,7 @@ void upload(std::initializer_list<Piece> pieces, std::size_t workspace, int devi
 
   std::byte* to = slot.host;
   for (const Piece& piece : pieces) {
-    std::memcpy(to, piece.from, piece.bytes);
+    if (piece.bytes > 0) std::memcpy(to, piece.from, piece.bytes);
     to += piece.bytes;
   }
   check(cudaMemcpyAsync(slot.device, slot.host, bytes, cudaMemcpyHostToDevice, stream),

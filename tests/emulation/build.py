@@ -29,6 +29,7 @@ def build_emulated_cuda(out_dir: Path, sanitize: bool = ASAN_IS_LOADED, tuning: 
     import pybind11  # here, so that machines without it can still import this file
 
     module = out_dir / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    sources = map(str, sorted((CSRC / "engine").glob("*.cu")))
     includes = [EMULATION, pybind11.get_include(), sysconfig.get_path("include")]
     command = [
         os.environ.get("CXX", "g++"),
@@ -37,7 +38,7 @@ def build_emulated_cuda(out_dir: Path, sanitize: bool = ASAN_IS_LOADED, tuning: 
         *(SANITIZE if sanitize else []),
         f"-DADAMOD_TUNING={tuning}",
         *(f"-isystem{path}" for path in includes),
-        *("-x", "c++", str(CSRC / "engine" / "cuda.cu"), str(CSRC / "bindings" / "cuda.cpp")),
+        *("-x", "c++", *sources, str(CSRC / "bindings" / "cuda.cpp")),
         *("-o", str(module)),
     ]
     environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}  # a sanitizer's, say

@@ -1,5 +1,5 @@
-// Stands in for the CUDA runtime so that g++ compiles csrc/engine/cuda.cu as it is and the host
-// runs its grids and blocks. Single-threaded, and no more of CUDA than that file uses.
+// Stands in for the CUDA runtime so that g++ compiles csrc/engine/*.cu as they are and the host
+// runs its grids and blocks. Single-threaded, and no more of CUDA than those files use.
 //
 // Work runs at once, or, when a test asks for it, as late as CUDA allows: queued by stream until
 // something waits, so that a buffer used again too early is seen. Blocks run last to first, as
@@ -163,17 +163,15 @@ void __stcs(Word* address, Word value) {
   std::memcpy(address, &value, sizeof(value));
 }
 
-// Threads that wait for each other. A warp's exchange waits for all warps that have not ended: at
-// one moment, all of a block wait for the same thing.
-
-inline void wait_for_block(const void* barrier) { threadIdx.x = emulation.threads.wait(barrier); }
+// Threads that wait for each other: a block's, or a warp's, all lanes taking part.
 
 inline void __syncthreads() {
   static const char barrier = 0;
-  wait_for_block(&barrier);
+  threadIdx.x = emulation.threads.wait(&barrier, Fibers::Scope::block);
 }
-template <typename T>
-T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
+// Of every lane the value that the lane `from` posted.
+template <typename T, typename From>
+T exchanged(unsigned mask, T value, From from) {
   static const char barrier = 0;
   // Two turns, as some threads post the next value while others have yet to read this one.
   static T posted[2][1024];
@@ -181,8 +179,36 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
   if (mask != 0xffffffff) std::abort();  // part of a warp: not emulated
   const unsigned turn = calls[threadIdx.x]++ % 2;
   posted[turn][threadIdx.x] = value;
-  wait_for_block(&barrier);
-  return threadIdx.x % 32 + delta < 32 ? posted[turn][threadIdx.x + delta] : value;
+  threadIdx.x = emulation.threads.wait(&barrier, Fibers::Scope::warp);
+  const unsigned lane = threadIdx.x % 32;
+  return from(posted[turn] + (threadIdx.x - lane), lane);
+}
+template <typename T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
+  return exchanged(mask, value, [=](const T* posted, unsigned lane) {
+    return posted[lane + delta < 32 ? lane + delta : lane];
+  });
+}
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int lanes) {
+  return exchanged(mask, value,
+                   [=](const T* posted, unsigned lane) { return posted[lane ^ lanes]; });
+}
+inline int __any_sync(unsigned mask, int value) {
+  return exchanged(mask, value, [](const int* posted, unsigned) {
+    return std::any_of(posted, posted + 32, [](int each) { return each != 0; });
+  });
+}
+
+// Bytes of two words, chosen by the lower three bits of each digit.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const std::uint64_t bytes = std::uint64_t{y} << 32 | x;
+  unsigned chosen = 0;
+  for (int i = 0; i < 4; ++i) {
+    const unsigned byte = selector >> 4 * i & 7;
+    chosen |= static_cast<unsigned>(bytes >> 8 * byte & 0xff) << 8 * i;
+  }
+  return chosen;
 }
 
 // Memory: the host's, filled with junk, never freed by the engine either.

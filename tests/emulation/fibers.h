@@ -1,17 +1,21 @@
-// Runs the threads of a block on the host, one at a time, each able to wait for all others.
+// Runs the threads of a block on the host, one at a time, each able to wait for all others or for
+// those of its warp.
 //
 // Threads run one after the other on one fiber, as plain calls, until one comes to a barrier: it
 // is parked where it stands, and the next threads run on a fiber of their own. When all have come
-// to the barrier or to their end, the parked ones go on in turn. A kernel without a barrier so
-// costs one fiber, whatever the block.
+// to a barrier or to their end, the parked ones go on in turn: those at a barrier of their warp
+// before any at one of the block. A kernel without a barrier so costs one fiber, whatever the
+// block.
 #pragma once
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <map>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -34,11 +38,7 @@ class Fibers {
         enter(start());
         continue;
       }
-      std::vector<Parked> waiting;
-      waiting.swap(parked_);
-      for (const Parked& parked : waiting) {
-        if (parked.barrier != waiting[0].barrier) fail("threads of a block wait for two barriers");
-      }
+      std::vector<Parked> waiting = released();
       for (const Parked& parked : waiting) {
         thread_ = parked.thread;
         enter(parked.fiber);
@@ -47,10 +47,12 @@ class Fibers {
     run_ = nullptr;
   }
 
-  // Parks the running thread until every other one waits too or has ended; all that wait must name
-  // the same barrier. Returns the thread's number, as others have run meanwhile.
-  unsigned wait(const void* barrier) {
-    parked_.push_back({current_, thread_, barrier});
+  enum class Scope { warp, block };
+
+  // Parks the running thread until every other one of the scope waits too or has ended; all that
+  // wait must name the same barrier. Returns the thread's number, as others have run meanwhile.
+  unsigned wait(const void* barrier, Scope scope) {
+    parked_.push_back({current_, thread_, barrier, scope});
     leave(false);
     return thread_;
   }
@@ -68,7 +70,25 @@ class Fibers {
     Fiber* fiber;
     unsigned thread;
     const void* barrier;
+    Scope scope;
   };
+
+  // The parked threads that may go on, when none runs.
+  std::vector<Parked> released() {
+    const auto in_warp = [](const Parked& p) { return p.scope == Scope::warp; };
+    const auto blocked = std::stable_partition(parked_.begin(), parked_.end(), in_warp);
+    const bool warps_first = blocked != parked_.begin();
+    const auto end = warps_first ? blocked : parked_.end();
+    std::map<unsigned, const void*> barriers;  // by warp
+    for (const Parked& p : parked_) {
+      const unsigned unit = warps_first ? p.thread / 32 : 0;
+      const bool first = barriers.emplace(unit, p.barrier).second;
+      if (!first && barriers[unit] != p.barrier) fail("threads that meet wait for two barriers");
+    }
+    std::vector<Parked> waiting(parked_.begin(), end);
+    parked_.erase(parked_.begin(), end);
+    return waiting;
+  }
 
   [[noreturn]] static void fail(const char* message) {
     std::fprintf(stderr, "emulation: %s\n", message);
