@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
@@ -24,6 +25,7 @@ KERNEL_NAME = re.compile(r"\d([a-z_]+)_kernel")
 RULE = re.compile(r"I\d+(\w+?)IfE")
 STORAGE = re.compile(r"\d(B?Float\d\d)")
 TABLE = re.compile(r"TableBy(Value|Address)")
+FORMATS = re.compile(r"(Plain|Split|Stochastic)\w*?ELi(\d)E")
 ENTRY = r"Compiling entry function '(\S+)' for 'sm_(\d+)'"
 USAGE = r"(\d+) bytes stack frame, (\d+) bytes spill stores.*?Used (\d+) registers"
 # Address and text; what it does, how wide; where it branches to.
@@ -39,6 +41,8 @@ class Kernel(NamedTuple):
     storage: str
     table: str
     name: str = "step"
+    weights: str = ""
+    state_bytes: str = ""
 
     @classmethod
     def named(cls, mangled: str) -> Kernel:
@@ -48,7 +52,8 @@ class Kernel(NamedTuple):
         )
         if not name:
             raise ValueError(f"not a kernel of the engine: {mangled}")
-        return cls(rule, storage, table, name)
+        formats = FORMATS.search(mangled)
+        return cls(rule, storage, table, name, *(formats.groups() if formats else ()))
 
 
 class Usage(NamedTuple):
@@ -116,15 +121,17 @@ def known_archs() -> list[str]:
     return [arch for arch in ARCHS if f"compute_{arch}\n" in listed]
 
 
-def compile_engine(target: Path, archs: Iterable[str], tuning: str = "") -> str:
-    """Compiles cuda.cu into an object file with machine code and PTX; returns ptxas's messages.
+def compile_engine(
+    target: Path, archs: Iterable[str], tuning: str = "", source: str = "cuda.cu"
+) -> str:
+    """Compiles a file into an object file with machine code and PTX; returns ptxas's messages.
 
     ``tuning`` is C++ that changes members of ``t``, csrc/engine/cuda_tuning.h.
     """
     codes = [f"-gencode=arch=compute_{a},code=[compute_{a},sm_{a}]" for a in archs]
     define = [f"-DADAMOD_TUNING={tuning}"] if tuning else []
     flags = [*nvcc_flags(), "-Xptxas=-v", *codes, *define]
-    return output(tool("nvcc"), *flags, "-c", ENGINE / "cuda.cu", "-o", target)
+    return output(tool("nvcc"), *flags, "-c", ENGINE / source, "-o", target)
 
 
 def usage(messages: str) -> dict[tuple[str, Kernel], Usage]:
@@ -198,9 +205,12 @@ def _holds(loop: list[Instruction], other: list[Instruction]) -> bool:
     return loop is not other and starts <= other[0].address and other[-1].address <= ends
 
 
-def compile_all(folder: Path, archs: Sequence[str]) -> tuple[list[Path], str]:
-    """The engine as it is, compiled into two object files at once, and ptxas's messages."""
+def compile_all(
+    folder: Path, archs: Sequence[str], source: str = "cuda.cu"
+) -> tuple[list[Path], str]:
+    """A file as it is, compiled into two object files at once, and ptxas's messages."""
     parts = [part for part in (archs[::2], archs[1::2]) if part]
     targets = [folder / f"cuda{i}.o" for i in range(len(parts))]
+    compile_part = functools.partial(compile_engine, source=source)
     with ThreadPoolExecutor() as pool:
-        return targets, "".join(pool.map(compile_engine, targets, parts))
+        return targets, "".join(pool.map(compile_part, targets, parts))

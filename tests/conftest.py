@@ -102,6 +102,25 @@ def emulated(
     return import_extension(path), ctypes.CDLL(str(path))
 
 
+# Every member of csrc/engine/cuda_tuning.h, changed in one of these.
+TUNINGS = {
+    "small": """t.block_threads = 128; t.chunk_size = 2048; t.groups = 2; t.persistent = true;
+        t.streaming_loads = true; t.max_table_bytes = 1792""",
+    "large": """t.block_threads = 512; t.chunk_size = 16384; t.groups = 4; t.min_blocks = 1;
+        t.group_by_widest = true; t.streaming_stores = true""",
+}
+
+
+@pytest.fixture(scope="session", params=TUNINGS)
+def tuned(request, tmp_path_factory):
+    """The same, each with other constants in csrc/engine/cuda_tuning.h."""
+    tuning = " ".join(TUNINGS[request.param].split())
+    from bench.extension import import_extension
+
+    path = build_emulated_cuda(tmp_path_factory.mktemp("tuned_cuda"), tuning=tuning)
+    return import_extension(path), ctypes.CDLL(str(path))
+
+
 @pytest.fixture
 def engine(emulated):
     return emulated[0]

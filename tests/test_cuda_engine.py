@@ -8,15 +8,11 @@ tests marked gpu.
 
 from __future__ import annotations
 
-import ctypes
 import re
 
 import pytest
 from cases import SIZES
 from cuda_batches import DTYPES, STREAMS, Batch, run_steps, scalars_at
-from emulation.build import build_emulated_cuda
-
-from bench.extension import import_extension
 
 # Where each stream starts, in elements after a 64-byte boundary. Congruent: all streams reach a
 # 16-byte boundary at the same element, in every dtype.
@@ -28,22 +24,6 @@ CONGRUENT = [
     (2, 10, 6, 2, 14),
 ]
 INCONGRUENT = [tuple(int(i == odd) for i in range(5)) for odd in range(5)]
-
-# Every member of csrc/engine/cuda_tuning.h, changed in one of these.
-TUNINGS = {
-    "small": """t.block_threads = 128; t.chunk_size = 2048; t.groups = 2; t.persistent = true;
-        t.streaming_loads = true; t.max_table_bytes = 1664""",
-    "large": """t.block_threads = 512; t.chunk_size = 16384; t.groups = 4; t.min_blocks = 1;
-        t.group_by_widest = true; t.streaming_stores = true""",
-}
-
-
-@pytest.fixture(scope="session", params=TUNINGS)
-def tuned(request, tmp_path_factory):
-    """The same, each with other constants in csrc/engine/cuda_tuning.h."""
-    tuning = " ".join(TUNINGS[request.param].split())
-    path = build_emulated_cuda(tmp_path_factory.mktemp("tuned_cuda"), tuning=tuning)
-    return import_extension(path), ctypes.CDLL(str(path))
 
 
 def edge_sizes(engine):
