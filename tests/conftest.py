@@ -14,6 +14,7 @@ import pytest
 import torch
 from cuda_batches import Batch
 from emulation.build import build_emulated_cuda
+from native_codes import NativeCodes
 from torch import Tensor
 
 import adamod_fused.optimizer
@@ -189,3 +190,8 @@ def kernel(
         request.getfixturevalue("emulated_as_cuda")
     device = torch.device("cpu" if variant else "cuda")
     return name, device
+
+
+@pytest.fixture(scope="session")
+def native_codes(tmp_path_factory: pytest.TempPathFactory) -> NativeCodes:
+    return NativeCodes(tmp_path_factory.mktemp("codes"))
