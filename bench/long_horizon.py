@@ -8,6 +8,7 @@ optimizer itself, of the others it is what their own quantiser, or their cast, k
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -117,8 +118,7 @@ def bfloat16_stochastic(numel: int) -> Storage:
 
 def bitsandbytes_8bit(numel: int) -> Storage:
     """What Adam8bit does to its second moment: its own functions, blocks of 256."""
-    from bitsandbytes import functional
-
+    functional: Any = import_module("bitsandbytes.functional")
     code = functional.create_dynamic_map(signed=False)
 
     def keep(values: Tensor) -> Tensor:
@@ -130,10 +130,9 @@ def bitsandbytes_8bit(numel: int) -> Storage:
 
 def torchao_8bit(numel: int) -> Storage:
     """What AdamW8bit does to its second moment: its own tensor subclass, blocks of 256."""
-    from torchao.optim.subclass_8bit import OptimState8bit
-
+    subclass: Any = import_module("torchao.optim.subclass_8bit")
     shape = (2, len(BETAS), len(GRADIENTS), numel)
-    state: Any = OptimState8bit.zeros(shape, signed=False, block_size=256)
+    state = subclass.OptimState8bit.zeros(shape, signed=False, block_size=256)
 
     def keep(values: Tensor) -> Tensor:
         state.copy_(values)

@@ -1,0 +1,230 @@
+"""What few bits do to numbers; `python -m bench.numerics` records and draws it.
+
+Slow averages over 40,000 steps, ours and those of other optimizers' storage against float64
+(long_horizon.py), and final losses of training with each state format (format_training.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adamod_fused.console import Console, open_console
+from adamod_fused.demo.style import ADAM, ADAMOD, FAINT, INK, STYLE
+from adamod_fused.extras import installed
+
+from . import machine
+from .format_training import TASKS, final_losses, permutation_test
+from .long_horizon import GRADIENTS, STATES, STORAGES, Drift, study
+from .record import RESULTS, rounded, save_json
+from .style import DASHED, DOTTED, GRID, LOOKS, Look
+
+SCHEMA = 1
+NUMEL = 1024  # for each beta and distribution; a multiple of every storage's block
+STEPS = 20_000
+POINTS = 20  # of a curve, for each half
+SEEDS = 5
+TRAINING_STEPS = {"Transformer": 300, "convolutional": 300}
+DRAWN_BETA = 0.9999
+DPI = 140
+RANGE = (0.25, 4.0)  # of the figure; a curve that leaves it is to be seen leaving it
+
+STORAGE_LOOKS = {
+    "AdaMod 8bit": Look(ADAMOD),
+    "AdaMod 16bit": Look("#56B4E9"),
+    "bfloat16, nearest": Look(ADAM),
+    "bfloat16, stochastic": Look(ADAM, DOTTED),
+    "bitsandbytes 8-bit": LOOKS["bitsandbytes Adam8bit"],
+    "torchao 8-bit": LOOKS["torchao AdamW8bit"],
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """Of a task: final losses by state format, one a seed, and p of no difference to fp32."""
+
+    steps: int
+    final_losses: dict[str, list[float]]
+    p: dict[str, float]
+
+
+@dataclass(frozen=True)
+class NumericsRecord:
+    """What a run found."""
+
+    schema: int
+    date: str
+    commit: str | None
+    machine: dict[str, str | int | float | None]
+    versions: dict[str, str]
+    elements: int
+    steps: int
+    """With usual gradients; as many with smaller ones follow."""
+    drifts: dict[str, list[Drift]]
+    training: dict[str, Training]
+
+
+def drifts(numel: int, steps: int) -> dict[str, list[Drift]]:
+    """Of every storage that is installed."""
+    storages = {
+        name: make(numel)
+        for name, (package, make) in STORAGES.items()
+        if package is None or installed(package)
+    }
+    found: dict[str, list[Drift]] = {name: [] for name in storages}
+    for name, drift in study(storages, numel, steps, max(1, steps // POINTS)):
+        found[name].append(
+            drift._replace(quantiles=tuple(rounded(ratio) for ratio in drift.quantiles))
+        )
+    return found
+
+
+def training(name: str, seeds: int) -> Training:
+    steps = TRAINING_STEPS[name]
+    losses = final_losses(TASKS[name](), range(seeds), steps)
+    p = {
+        state_format: rounded(permutation_test(losses["fp32"], found))
+        for state_format, found in losses.items()
+        if state_format != "fp32"
+    }
+    return Training(steps, {k: [rounded(loss) for loss in v] for k, v in losses.items()}, p)
+
+
+def ends(record: NumericsRecord, storage: str) -> list[Drift]:
+    """After the usual gradients, and after the smaller ones."""
+    steps = (record.steps, 2 * record.steps)
+    return [drift for drift in record.drifts[storage] if drift.step in steps]
+
+
+def show(console: Console, record: NumericsRecord) -> None:
+    rows = []
+    for name in record.drifts:
+        for drift in ends(record, name):
+            ratios = (f"{ratio:.3f}" for ratio in drift.quantiles)
+            where = (f"{drift.beta:g}", drift.gradients, drift.state, f"{drift.step:,}")
+            rows.append((name, *where, *ratios, f"{drift.zeros}"))
+    columns = ("kept as", "beta", "gradients", "state", "steps", "5 %", "median", "95 %", "zeros")
+    console.line("ratio to float64")
+    console.table(columns, rows)
+    rows = []
+    for name, trained in record.training.items():
+        for state_format, losses in trained.final_losses.items():
+            p = trained.p.get(state_format)
+            shown = (f"{loss:.3f}" for loss in losses)
+            rows.append((name, state_format, *shown, "" if p is None else f"{p:.2f}"))
+    console.line("final loss of each seed, and p of no difference to fp32")
+    console.table(("task", "states", *(f"seed {n}" for n in range(len(rows[0]) - 3)), "p"), rows)
+
+
+def draw(record: NumericsRecord, path: Path) -> None:
+    """Median ratios against steps, a panel for each state and distribution; of ours the spread."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
+
+    titles = {"exp_avg_sq": "second moment v", "exp_avg_lr": "bound s"}
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(13, 7.6), layout="constrained")
+        figure.suptitle(
+            f"States in few bits against float64, beta = {DRAWN_BETA:g}",
+            x=0.01,
+            ha="left",
+            fontsize=16,
+            fontweight="bold",
+        )
+        panels = figure.subplots(len(STATES), len(GRADIENTS), sharex=True, sharey=True)
+        for row, state in zip(panels, STATES, strict=True):
+            for axes, gradients in zip(row, GRADIENTS, strict=True):
+                _draw_panel(axes, record, state, gradients)
+                axes.set_title(f"{titles[state]}, {gradients}", fontsize=12)
+                axes.set_ylim(*RANGE)
+                axes.set_yscale("log", base=2)
+                ticks = [0.25, 0.5, 1, 2, 4]
+                axes.yaxis.set_major_locator(FixedLocator(ticks))
+                axes.yaxis.set_minor_locator(NullLocator())
+                axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                axes.xaxis.set_major_formatter(EngFormatter())
+                axes.grid(axis="y", color=GRID, linewidth=0.8)
+            row[0].set_ylabel("ratio to float64")
+        for axes in panels[-1]:
+            axes.set_xlabel("step")
+        handles, labels = panels[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        figure.supxlabel(
+            f"lines: medians of {record.elements:,} elements; shades: 5th to 95th percentile; "
+            f"gradients are ten times smaller from step {record.steps:,} on",
+            x=0.01,
+            ha="left",
+            fontsize=10,
+            color=FAINT,
+        )
+        figure.savefig(path, dpi=DPI)
+
+
+def _draw_panel(axes: Any, record: NumericsRecord, state: str, gradients: str) -> None:
+    axes.axhline(1, color=INK, linewidth=0.8)
+    axes.axvline(record.steps, color=FAINT, linewidth=0.8, linestyle=DASHED)
+    for rank, (name, found) in enumerate(record.drifts.items()):
+        drifts = [
+            d for d in found if (d.beta, d.state, d.gradients) == (DRAWN_BETA, state, gradients)
+        ]
+        # A median of 0 has no place on the axis.
+        steps = [drift.step for drift in drifts]
+        low, median, high = (
+            [max(drift.quantiles[k], RANGE[0] / 10) for drift in drifts] for k in range(3)
+        )
+        look, ours = STORAGE_LOOKS[name], name.startswith("AdaMod")
+        width = 3.0 if ours else 1.6
+        axes.plot(
+            steps,
+            median,
+            label=name,
+            color=look.color,
+            linestyle=look.dashes,
+            linewidth=width,
+            zorder=4 - rank / 100,
+        )
+        if ours:
+            axes.fill_between(steps, low, high, color=look.color, alpha=0.18, linewidth=0)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.numerics", description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, metavar="FOLDER", help="default: %(default)s"
+    )
+    parser.add_argument("--commit", help="of these sources, where there is no repository")
+    given = parser.parse_args(arguments)
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(str(error))
+    torch.set_num_threads(1)  # tensors so small are faster without others
+    packages = [package for package, _ in STORAGES.values() if package is not None]
+    record = NumericsRecord(
+        schema=SCHEMA,
+        date=machine.date(),
+        commit=given.commit or machine.commit(),
+        machine=machine.machine(torch.device("cpu")),
+        versions=machine.versions(packages),
+        elements=NUMEL,
+        steps=STEPS,
+        drifts=drifts(NUMEL, STEPS),
+        training={name: training(name, SEEDS) for name in TASKS},
+    )
+    console = open_console()
+    show(console, record)
+    save_json(asdict(record), given.out / "numerics.json")
+    draw(record, given.out / "numerics.png")
+    console.line(f"record: {(given.out / 'numerics.json').resolve()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
