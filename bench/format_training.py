@@ -60,7 +60,7 @@ def images(generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
     across = torch.stack([y, x, x - y, x + y])[labels, torch.arange(count)]
     bars = (across == 0) & (y.abs() <= 4) & (x.abs() <= 4)
     noise = torch.randn(count, SIDE, SIDE, generator=generator)
-    return (bars + 0.7 * noise).unsqueeze(1), labels
+    return (bars + 0.4 * noise).unsqueeze(1), labels
 
 
 def convolutional() -> Task:
@@ -68,7 +68,7 @@ def convolutional() -> Task:
         return nn.Sequential(
             *(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Flatten(), nn.Linear(32 * (SIDE // 4) ** 2, 4)),
+            *(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(32, 4)),
         )
 
     def loss(model: nn.Module, generator: torch.Generator) -> Tensor:
