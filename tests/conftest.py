@@ -70,7 +70,7 @@ class EmulatedCudaBackend(CudaBackend):
         return super().refuses(torch.device("cuda", 0), dtype)
 
     def run(self, rule, table, index, device, dtype, control=None, formats=PLAIN) -> None:
-        self.launch(rule, table, index, 0, dtype, control, 0)
+        self.launch(rule, table, index, 0, dtype, control, 0, formats)
 
     def sum_squares(self, grads, device, dtype) -> Tensor:
         return self.launch_sum_squares(grads, device, dtype, 0, 0)

@@ -66,7 +66,7 @@ class CudaBackend:
         # The engine selects the device itself; here torch's idea of the current one is set too.
         with torch.cuda.device(device):
             stream = torch.cuda.current_stream(device).cuda_stream
-            self.launch(rule, table, index, device.index, dtype, control, stream)
+            self.launch(rule, table, index, device.index, dtype, control, stream, formats)
 
     def launch(
         self,
@@ -77,6 +77,7 @@ class CudaBackend:
         dtype: torch.dtype,
         control: Tensor | None,
         stream: int,
+        formats: Formats = PLAIN,
     ) -> None:
         """Hands batch ``index`` to the engine, to be run on the raw stream ``stream``."""
         batch = table.batch(index)
@@ -95,6 +96,9 @@ class CudaBackend:
             counts=batch.counts_address if there else 0,
             groups=batch.groups_address if there else 0,
             num_groups=batch.num_groups if there else 0,
+            coded=0 if formats.are_plain else batch.coded_address,
+            state_format=formats.state,
+            weight_format=formats.weight,
         )
 
     def sum_squares(self, grads: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
