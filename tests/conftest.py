@@ -14,6 +14,7 @@ import pytest
 import torch
 from cuda_batches import Batch
 from emulation.build import build_emulated_cuda
+from helpers import OPTIONS
 from native_codes import NativeCodes
 from torch import Tensor
 
@@ -46,6 +47,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(params=["cpu", "reference"])
 def backend(request: pytest.FixtureRequest) -> str:
     """Both that every machine has: the CPU engine and the pure-PyTorch reference."""
+    return request.param
+
+
+@pytest.fixture(params=["fp32", "16bit", "8bit"])
+def state_format(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The format of all states, small ones too, of optimizers made with ``OPTIONS``."""
+    monkeypatch.setitem(OPTIONS, "state_format", request.param)
+    monkeypatch.setitem(OPTIONS, "min_coded_numel", 0)
     return request.param
 
 

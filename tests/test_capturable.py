@@ -25,10 +25,11 @@ from helpers import (
 
 from adamod_fused import AdaMod
 from adamod_fused.hyperparameters import DeviceNumber
+from adamod_fused.optimizer import KEYWORDS
 from adamod_fused.plan import Plan
 from adamod_fused.reference import AdaMod as Rule
 
-pytestmark = pytest.mark.usefixtures("emulated_as_cuda")
+pytestmark = pytest.mark.usefixtures("state_format", "emulated_as_cuda")
 
 
 def counts_on_device(optimizer: AdaMod) -> set[bool]:
@@ -73,9 +74,10 @@ def test_hyperparameters_read_from_the_device(dtype: torch.dtype) -> None:
     numbers: dict[str, Any] = {"lr": 0.25, "weight_decay": 0.5, "beta3": 0.75, "eps": 0.125}
     tensors = {name: torch.tensor(value, dtype=dtype) for name, value in numbers.items()}
     betas = torch.tensor(0.5, dtype=dtype), torch.tensor(0.875, dtype=dtype)
-    given = OPTIONS | {name: DeviceNumber(tensor) for name, tensor in tensors.items()}
+    given = {name: value for name, value in OPTIONS.items() if name not in KEYWORDS}
+    given |= {name: DeviceNumber(tensor) for name, tensor in tensors.items()}
     given["betas"] = tuple(map(DeviceNumber, betas))
-    groups = [AdaMod(params, capturable=True, backend="cuda").param_groups[0]]
+    groups = [AdaMod(params, **OPTIONS, capturable=True, backend="cuda").param_groups[0]]
     state: dict = {}
     set_random_grads(params, 0)
     plan = Plan(Rule, groups, state)

@@ -24,6 +24,8 @@ from torch import Tensor
 
 from adamod_fused import AdaMod
 
+pytestmark = pytest.mark.usefixtures("state_format")
+
 # At the usual scale of gradients all three are clipped, the first is not at 1e3.
 MAX_NORMS = [1e3, 1.0, 1e-3, 0.0]
 
@@ -310,13 +312,15 @@ def test_check_finite_names_the_first(which: str) -> None:
     set_random_grads(params, 0)
     optimizer.step()
     optimizer.check_finite()
-    for param in (params[2], params[4]):
+    values = optimizer.state_dict()
+    for i in (2, 4):
         with torch.no_grad():
             {
-                "gradient": param.grad,
-                "parameter": param,
-                "exp_avg_sq": optimizer.state[param]["exp_avg_sq"],
+                "gradient": params[i].grad,
+                "parameter": params[i],
+                "exp_avg_sq": values["state"][i]["exp_avg_sq"],
             }[which].view(-1)[0] = math.nan
+    optimizer.load_state_dict(values)
     who = r"parameter 2 of group 0 \('layer2'\)"
     message = {
         "gradient": f"^the gradient of {who} holds inf or NaN; so do 1 more$",
