@@ -10,12 +10,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from adamod_fused.console import Console, open_console
+from adamod_fused.console import Console, PlainConsole, open_console
 from adamod_fused.demo.style import ADAM, ADAMOD, FAINT, INK, STYLE
 from adamod_fused.extras import installed
 
@@ -33,7 +34,8 @@ SEEDS = 5
 TRAINING_STEPS = {"Transformer": 300, "convolutional": 300}
 DRAWN_BETA = 0.9999
 DPI = 140
-RANGE = (0.25, 4.0)  # of the figure; a curve that leaves it is to be seen leaving it
+# Of the figure's axes, wide enough for each curve or to see it leave.
+RANGES = {"exp_avg_sq": (1 / 4, 8.0), "exp_avg_lr": (1 / 2048, 16.0)}
 
 STORAGE_LOOKS = {
     "AdaMod 8bit": Look(ADAMOD),
@@ -126,7 +128,7 @@ def draw(record: NumericsRecord, path: Path) -> None:
     """Median ratios against steps, a panel for each state and distribution; of ours the spread."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
+    from matplotlib.ticker import EngFormatter
 
     titles = {"exp_avg_sq": "second moment v", "exp_avg_lr": "bound s"}
     with mpl.rc_context(STYLE):
@@ -138,31 +140,31 @@ def draw(record: NumericsRecord, path: Path) -> None:
             fontsize=16,
             fontweight="bold",
         )
-        panels = figure.subplots(len(STATES), len(GRADIENTS), sharex=True, sharey=True)
+        panels = figure.subplots(len(STATES), len(GRADIENTS), sharex=True, sharey="row")
         for row, state in zip(panels, STATES, strict=True):
             for axes, gradients in zip(row, GRADIENTS, strict=True):
                 _draw_panel(axes, record, state, gradients)
                 axes.set_title(f"{titles[state]}, {gradients}", fontsize=12)
-                axes.set_ylim(*RANGE)
                 axes.set_yscale("log", base=2)
-                ticks = [0.25, 0.5, 1, 2, 4]
-                axes.yaxis.set_major_locator(FixedLocator(ticks))
-                axes.yaxis.set_minor_locator(NullLocator())
-                axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                axes.set_ylim(*RANGES[state])
+                axes.yaxis.set_major_formatter(lambda value, _: str(Fraction(value)))
                 axes.xaxis.set_major_formatter(EngFormatter())
                 axes.grid(axis="y", color=GRID, linewidth=0.8)
             row[0].set_ylabel("ratio to float64")
         for axes in panels[-1]:
             axes.set_xlabel("step")
         handles, labels = panels[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-        figure.supxlabel(
-            f"lines: medians of {record.elements:,} elements; shades: 5th to 95th percentile; "
-            f"gradients are ten times smaller from step {record.steps:,} on",
-            x=0.01,
-            ha="left",
-            fontsize=10,
-            color=FAINT,
+        note = (
+            f"medians of {record.elements:,} elements, AdaMod's with their 5th to 95th percentile; "
+            f"gradients are ten times smaller from step {record.steps:,} on"
+        )
+        figure.legend(
+            *panels[0][0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=len(record.drifts),
+            frameon=False,
+            title=note,
+            title_fontsize=10,
         )
         figure.savefig(path, dpi=DPI)
 
@@ -174,10 +176,10 @@ def _draw_panel(axes: Any, record: NumericsRecord, state: str, gradients: str) -
         drifts = [
             d for d in found if (d.beta, d.state, d.gradients) == (DRAWN_BETA, state, gradients)
         ]
-        # A median of 0 has no place on the axis.
+        # A ratio of 0 has no place on the axis.
         steps = [drift.step for drift in drifts]
         low, median, high = (
-            [max(drift.quantiles[k], RANGE[0] / 10) for drift in drifts] for k in range(3)
+            [max(drift.quantiles[k], RANGES[state][0] / 2) for drift in drifts] for k in range(3)
         )
         look, ours = STORAGE_LOOKS[name], name.startswith("AdaMod")
         width = 3.0 if ours else 1.6
@@ -218,7 +220,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         drifts=drifts(NUMEL, STEPS),
         training={name: training(name, SEEDS) for name in TASKS},
     )
-    console = open_console()
+    # Where there is no terminal rich would fold wide tables.
+    console = open_console() if sys.stdout.isatty() else PlainConsole()
     show(console, record)
     save_json(asdict(record), given.out / "numerics.json")
     draw(record, given.out / "numerics.png")
