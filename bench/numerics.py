@@ -153,7 +153,6 @@ def draw(record: NumericsRecord, path: Path) -> None:
             row[0].set_ylabel("ratio to float64")
         for axes in panels[-1]:
             axes.set_xlabel("step")
-        handles, labels = panels[0][0].get_legend_handles_labels()
         note = (
             f"medians of {record.elements:,} elements, AdaMod's with their 5th to 95th percentile; "
             f"gradients are ten times smaller from step {record.steps:,} on"
