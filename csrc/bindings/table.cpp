@@ -66,9 +66,10 @@ int Table::add_batch(std::int64_t chunk_size, bool counts_on_device, bool is_cod
   return static_cast<int>(batches_.size()) - 1;
 }
 
-int Table::add_param(py::object object, int group, int batch, const py::object& state_dtype,
-                     const std::vector<std::int64_t>& layout,
-                     const std::optional<std::tuple<bool, bool, std::int64_t, std::uint64_t>>& coding) {
+int Table::add_param(
+    py::object object, int group, int batch, const py::object& state_dtype,
+    const std::vector<std::int64_t>& layout,
+    const std::optional<std::tuple<bool, bool, std::int64_t, std::uint64_t>>& coding) {
   Param param;
   param.group = group;
   param.batch = batch;

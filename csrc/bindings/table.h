@@ -32,7 +32,7 @@ constexpr int dormant = -2;  // neither gradient nor state so far
 struct Batch {
   std::int64_t chunk_size;
   bool counts_on_device;  // and so scalars are prepared there, one row for each tensor
-  bool is_coded;           // states or weights are not plain floats
+  bool is_coded;          // states or weights are not plain floats
   std::vector<Row> rows;
   std::vector<Coded> coded;  // where they are not, one for each row
   std::int64_t num_chunks = 0;

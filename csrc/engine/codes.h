@@ -30,8 +30,8 @@ struct Code {
   static constexpr bool keeps_smallest = values == Values::safe_too_small;
 
   static constexpr int bits = bytes == 2 ? 16 : is_signed ? 7 : keeps_smallest ? 8 : 9;
-  // Two bytes hold 32 octaves of a state that is never negative: an element without a gradient has a
-  // bound of lr / eps, and its neighbours are to keep theirs.
+  // Two bytes hold 32 octaves of a state that is never negative: an element without a gradient has
+  // a bound of lr / eps, and its neighbours are to keep theirs.
   static constexpr int fraction = bytes == 2 ? 11 : is_signed ? 3 : keeps_smallest ? 4 : 6;
   static constexpr int shift = 23 - fraction;
   static constexpr std::int32_t top = (1 << (bits - is_signed)) - 3;  // of finite values
@@ -50,7 +50,8 @@ struct Code {
       const auto found = static_cast<std::int32_t>((inf_bits - rank) >> 23);
       return rank == 0 || found < 1 ? 1 : found;
     } else {
-      const std::int32_t above = (static_cast<std::int32_t>(rank) + (1 << shift) - 1) - (top << shift);
+      const std::int32_t above =
+          (static_cast<std::int32_t>(rank) + (1 << shift) - 1) - (top << shift);
       const std::int32_t found = (above >> 23) + 1;
       return found < 1 ? 1 : found;
     }

@@ -130,9 +130,9 @@ void step(const std::string& rule, const std::string& dtype, const Formats& form
           int threads, const std::string& instruction_set) {
   check_supported(instruction_set);
   const bool is_plain = formats.states == "fp32" && formats.weights == "plain";
-  const Span span = is_plain ? span_for(rule, dtype, instruction_set)
-                             : coded_span_for(rule, dtype, formats.states, formats.weights,
-                                              instruction_set);
+  const Span span =
+      is_plain ? span_for(rule, dtype, instruction_set)
+               : coded_span_for(rule, dtype, formats.states, formats.weights, instruction_set);
   if (num_rows == 0) return;
 
   const Batch batch{rows, num_rows, formats.coded, scalars, grad_scale};

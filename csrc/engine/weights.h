@@ -9,7 +9,8 @@
 namespace weights {
 
 HOST_DEVICE std::uint32_t pattern_of(float x) {
-  return x != x ? 0x7fc00000u : bit_cast<std::uint32_t>(x);  // a NaN that no rounding can carry away
+  return x != x ? 0x7fc00000u
+                : bit_cast<std::uint32_t>(x);  // a NaN that no rounding can carry away
 }
 
 // A float32 as the nearest bfloat16, halves away from zero, and the 16 bits that this lacks.

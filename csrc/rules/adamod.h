@@ -17,8 +17,8 @@ struct AdaMod {
   static constexpr int num_states = 3;  // exp_avg, exp_avg_sq, exp_avg_lr
 
   // A second moment too large makes a step too short, and so does a bound too small.
-  static constexpr Values values[num_states] = {
-      Values::of_both_signs, Values::safe_too_large, Values::safe_too_small};
+  static constexpr Values values[num_states] = {Values::of_both_signs, Values::safe_too_large,
+                                                Values::safe_too_small};
 
   struct Scalars {
     T grad_sign;  // -1 to maximize
