@@ -6,6 +6,7 @@ has room beyond its last element.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from importlib.util import find_spec
 
@@ -15,6 +16,7 @@ from test_gpu_control import OnGpu, Sum, random
 from twins import GPU, Twins, tensors
 
 from adamod_fused.backends import extension
+from adamod_fused.formats import STATE_FORMATS, WEIGHT_FORMATS
 from adamod_fused.reference import AdaMod
 
 
@@ -27,6 +29,12 @@ def steps() -> None:
             twins = Twins(backend, values, layouts=offsets)
             twins.step(2)
             twins.check(f"on {backend}")
+        for state, weight in itertools.product(STATE_FORMATS, WEIGHT_FORMATS):
+            group = {"state_format": state, "weight_format": weight, "min_coded_numel": 0}
+            values = tensors([size + 2 for size in SIZES], torch.bfloat16, seed=3)
+            twins = Twins(backend, values, groups=[group], layouts=offsets)
+            twins.step(2)
+            twins.check(f"on {backend}, {state}, {weight}")
         twins = Twins(backend, tensors([5] * 700, torch.float32, seed=2))
         twins.step(2)
         twins.check(f"on {backend}, many")

@@ -13,7 +13,7 @@ from twins import GPU, on_each_backend, tensors
 
 from adamod_fused import AdaMod
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("state_format")]
 
 SIZES = (1 << 16, 3, 1, 777)
 MANY = (64,) * 2000

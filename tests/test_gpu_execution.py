@@ -8,9 +8,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cases import GROUPS
 from helpers import assert_same_bits
 from torch.profiler import ProfilerActivity, profile
 from twins import GPU, Twins, on_each_backend, tensors
+
+from adamod_fused.formats import STATE_FORMATS
 
 pytestmark = pytest.mark.gpu
 
@@ -180,10 +183,12 @@ def gpt2_shapes() -> list[tuple[int, ...]]:
 
 
 @on_each_backend
-def test_one_launch_for_a_model(backend: str, device_work) -> None:
+@pytest.mark.parametrize("state_format", STATE_FORMATS)
+def test_one_launch_for_a_model(state_format: str, backend: str, device_work) -> None:
     values = tensors(gpt2_shapes(), torch.float32, seed=3)
     assert len(values) == 148
-    twins = Twins(backend, values)
+    formats = {"state_format": state_format, "min_coded_numel": 0}
+    twins = Twins(backend, values, groups=[group | formats for group in GROUPS])
     twins.step()
     twins.new_grads()
     copies = {"cuda": {}, "triton": {"gpu_memcpy": 1}}  # of the table, to the device
