@@ -114,8 +114,12 @@ class CpuClock:
     def measure(self, work: Work, twin: Work | None, steps: int) -> Samples:
         with self._kernel_seconds() as in_kernel:
             samples = Samples(step_ms=[seconds * 1e3 for seconds in self._steps(work, steps)])
-            # A list is of one dtype, and so each step one call.
-            samples.kernel_us = [seconds * 1e6 for seconds in in_kernel[1:]]
+            # Each step makes as many: a list is of one dtype, but small tensors may be in formats
+            # of their own.
+            calls = len(in_kernel) // (1 + steps)
+            if calls:
+                of_steps = range(calls, len(in_kernel), calls)  # but for the first
+                samples.kernel_us = [sum(in_kernel[i : i + calls]) * 1e6 for i in of_steps]
         if twin is not None:
             samples.host_us = [seconds * 1e6 for seconds in self._steps(twin, steps)]
         return samples

@@ -1,8 +1,8 @@
 """The contestants: ours and every peer, how each is made and what it serves; why one is absent.
 
-All get the same hyperparameters and are otherwise as their packages' defaults make them. What each
-serves was found by running it (on a CPU) and by reading its source (on a GPU). A package is
-imported when its contestant is asked for, not before.
+All get the same hyperparameters and are otherwise as their packages' defaults make them, but for
+the formats that some of ours are in. What each serves was found by running it (on a CPU) and by
+reading its source (on a GPU). A package is imported when its contestant is asked for, not before.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -21,7 +21,9 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from adamod_fused import AdaMod, backends
+from adamod_fused import formats as storage
 from adamod_fused.extras import installed
+from adamod_fused.formats import PLAIN, Formats
 
 HYPERPARAMETERS: dict[str, Any] = {
     "lr": 1e-3,
@@ -48,6 +50,10 @@ class Contestant:
     refuses: Refuses
     """Why it cannot be measured with parameters of a device and dtype; None where it can."""
     ours: bool = False
+    formats: Formats = PLAIN
+    """Ours: how states and weights are stored."""
+    make_twin: Make | None = None
+    """How its twin with tiny tensors (clocks.py) is made, where ``make`` treats those otherwise."""
     module: str = ""
     """The module that ``package`` installs, where that has another name."""
     remedy: str = ""
@@ -58,6 +64,11 @@ class Contestant:
     """Whether it launches kernels for every single tensor."""
     slow_for_each_shape: bool = False
     """Whether it does so again for every shape of parameter."""
+
+    @property
+    def twin(self) -> Contestant:
+        """What is measured in its place where tensors are tiny."""
+        return replace(self, make=self.make_twin or self.make)
 
 
 EVERYWHERE = ("cpu", "cuda")
@@ -107,8 +118,9 @@ def make_flashoptim(params: list[Parameter]) -> Optimizer:
     return found_in("flashoptim", "FlashAdamW", **options)(params)
 
 
-def ours(backend: str) -> Contestant:
+def ours(backend: str, formats: Formats = PLAIN) -> Contestant:
     """AdaMod on one of its backends."""
+    keywords: dict[str, Any] = {"state_format": formats.state, "weight_format": formats.weight}
 
     def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
         status = backends.available()[backend]
@@ -118,18 +130,37 @@ def ours(backend: str) -> Contestant:
         if not status.available:
             return f"{status.reason}; {status.remedy}"
         try:
-            backends.choose(backend, torch.empty(0, dtype=dtype, device=device))
+            param = torch.empty(0, dtype=dtype, device=device)
+            backends.choose(backend, param)
+            storage.formats_of(param, storage.DEFAULTS | keywords, "a parameter here")
         except ValueError as error:
-            return str(error)
+            return str(error).partition(";")[0]  # the remedies are for who chose the tensor
         return None
 
+    make = partial(AdaMod, beta3=BETA3, backend=backend, **HYPERPARAMETERS, **keywords)
     return Contestant(
-        f"adamod_fused {backend}",
+        " ".join(("adamod_fused", backend, *written(formats))),
         "adamod_fused",
-        partial(AdaMod, beta3=BETA3, backend=backend, **HYPERPARAMETERS),
+        make,
         refuses,
         ours=True,
+        formats=formats,
+        # Its tensors are so small that they would keep float32 states.
+        make_twin=partial(make, min_coded_numel=0) if formats.codes_states else None,
     )
+
+
+def written(formats: Formats) -> list[str]:
+    """What of formats is no default, in the order in which names have it."""
+    named = ((formats.weight, PLAIN.weight), (formats.state, PLAIN.state))
+    return [name for name, default in named if name != default]
+
+
+def all_ours() -> Iterator[Contestant]:
+    for backend in ("cpu", "cuda", "triton"):
+        yield ours(backend)
+        for formats in CODED:
+            yield ours(backend, formats)
 
 
 def torch_adams() -> Iterator[Contestant]:
@@ -148,10 +179,16 @@ def torch_adams() -> Iterator[Contestant]:
             )
 
 
+CODED = (
+    Formats("16bit"),
+    Formats("8bit"),
+    Formats("8bit", "split"),
+    Formats("8bit", "stochastic"),
+)
+"""The formats that each backend is measured in besides its default ones."""
+
 _ALL: tuple[Contestant, ...] = (
-    ours("cpu"),
-    ours("cuda"),
-    ours("triton"),
+    *all_ours(),
     *torch_adams(),
     Contestant(
         "pytorch_optimizer AdaMod",
@@ -250,14 +287,29 @@ def contestants(
     return present, absent
 
 
+def named(name: str) -> Contestant:
+    """The contestant of that name."""
+    return next(contestant for contestant in _ALL if contestant.name == name)
+
+
+def refused(contestant: Contestant, device: torch.device) -> str | None:
+    """Why a contestant serves nothing on a device; None where it serves something."""
+    return contestant.refuses(device, _dtype(contestant))
+
+
+def _dtype(contestant: Contestant) -> torch.dtype:
+    """One that it serves, where it serves any."""
+    return torch.float32 if contestant.formats.weight == PLAIN.weight else torch.bfloat16
+
+
 def _why_absent(contestant: Contestant, device: torch.device) -> str | None:
-    refusal = contestant.refuses(device, torch.float32)  # which all serve, where they serve any
+    refusal = refused(contestant, device)
     if refusal is not None:
         return refusal
     if not installed(contestant.module or contestant.package):
         return f"not installed: {contestant.remedy or f'pip install {contestant.package}'}"
     try:
-        param = Parameter(torch.zeros(16, device=device))
+        param = Parameter(torch.zeros(16, dtype=_dtype(contestant), device=device))
         param.grad = torch.ones_like(param)
         with _quiet():
             contestant.make([param]).step()

@@ -78,7 +78,7 @@ class Comparison:
         for contestant in contestants:
             with self._or_out(contestant):
                 work = Work(contestant, data, copies)
-                twin = Work(contestant, tiny) if clock.twins else None
+                twin = Work(contestant.twin, tiny) if clock.twins else None
                 self._entries[contestant.name] = Entry(work, twin)
 
     @contextmanager

@@ -35,6 +35,10 @@ QUICK_EFFORT = Effort(seconds=1)
 MOST_COMPILED_SHAPES = 4
 """Distinct shapes in lists for contestants that compile, maybe for each of them and for long."""
 
+CODED_LISTS = ("gpt2-124m", "single-50m", "single-1g", "resnet50", "moe")
+"""Where ours in fewer bytes are measured: large tensors, real models, small tensors that are not so
+small as to keep float32 states."""
+
 MANY = 1_000
 """Tensors above which contestants that go one by one are not measured on a GPU."""
 
@@ -87,7 +91,8 @@ def unfit(
 ) -> str | None:
     """Why a contestant is not measured on a list and dtype; None where it is.
 
-    ``patient`` lets those that compile for every shape have lists of many shapes.
+    ``patient`` lets those that compile for every shape have lists of many shapes, and ours in
+    fewer bytes all lists.
     """
     refusal = contestant.refuses(device, job.dtype)
     tensors = job.params.tensors
@@ -97,4 +102,7 @@ def unfit(
         shapes = len(set(job.params.shapes))
         if shapes > MOST_COMPILED_SHAPES:
             refusal = f"{contestant.slow_start}; the list has {shapes} shapes"
+    coded = not contestant.formats.are_plain
+    if refusal is None and coded and not patient and job.params.name not in CODED_LISTS:
+        refusal = f"unless it is asked for, it is measured on {', '.join(CODED_LISTS)} alone"
     return refusal

@@ -16,7 +16,7 @@ from adamod_fused.console import Console
 
 from . import fits, gate, machine, record
 from .clocks import Clock
-from .contestants import Contestant, contestants, ours
+from .contestants import Contestant, contestants, named, refused
 from .measure import Comparison, Effort, groups, in_one_line
 from .plan import Job, unfit
 from .record import LeftOut, ListFacts, Record, Result, rounded
@@ -150,10 +150,7 @@ class BenchmarkRun:
             raise NothingToMeasureError(f"none of the contestants works here: {reasons}")
 
     def _should_work(self, name: str) -> bool:
-        if not name.startswith(OURS):
-            return False
-        backend = name.removeprefix(OURS)
-        return ours(backend).refuses(self._clock.device, torch.float32) is None
+        return name.startswith(OURS) and refused(named(name), self._clock.device) is None
 
     def _measure(self, job: Job) -> None:
         self._roofline.sample()

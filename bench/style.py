@@ -23,13 +23,21 @@ class Look(NamedTuple):
 
 
 DASHED, DOTTED = (0, (5, 2)), (0, (1.2, 1.6))
+IN_FORMATS = {  # what names of ours end with
+    "": "solid",
+    " 16bit": DASHED,
+    " 8bit": DOTTED,
+    " split 8bit": (0, (5, 2, 1.2, 2)),
+    " stochastic 8bit": (0, (5, 2, 1.2, 1.6, 1.2, 2)),
+}
 UNKNOWN = Look(FAINT)
 
 # Most colours are of Okabe and Ito's palette, which colour-blind readers can tell apart.
 LOOKS = {
-    f"{OURS}cpu": Look(ADAMOD),
-    f"{OURS}cuda": Look(ADAMOD),
-    f"{OURS}triton": Look("#56B4E9"),
+    f"{OURS}{backend}{formats}": Look(color, dashes)
+    for backend, color in (("cpu", ADAMOD), ("cuda", ADAMOD), ("triton", "#56B4E9"))
+    for formats, dashes in IN_FORMATS.items()
+} | {
     "torch Adam fused": Look(ADAM),
     "torch Adam foreach": Look(ADAM, DASHED),
     "torch Adam for-loop": Look(ADAM, DOTTED),

@@ -6,7 +6,7 @@ the machine that a target was set on is named beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from . import fits
@@ -15,6 +15,7 @@ from .record import Record, Result, Spread
 from .report import OURS
 
 CPU, CUDA, TRITON = f"{OURS}cpu", f"{OURS}cuda", f"{OURS}triton"
+IN_16, IN_8, IN_SPLIT_8 = " 16bit", " 8bit", " split 8bit"  # what names of ours end with
 EAGER_ADAMOD = "pytorch_optimizer AdaMod"
 LINEAR = 1.25
 """The power with which cost may grow at the end of a sweep over sizes and still count as linear; a
@@ -91,15 +92,40 @@ def over_adam(contestant: str, name: str, dtype: str = "float32") -> Figure:
     return figure
 
 
+def over_adam_of_float32(contestant: str, name: str) -> Figure:
+    """A step on bfloat16 over the baseline's on as many elements of float32."""
+
+    def figure(record: Record) -> float:
+        steps = [result_of(record, contestant, name, "bfloat16"), result_of(record, BASELINE, name)]
+        bf16, fp32 = (step.step_ms.median for step in steps)
+        return bf16 / fp32
+
+    return figure
+
+
+def least_gain(peer: str, contestant: str, names: Sequence[str]) -> Figure:
+    """Of the lists: a peer's step over one of ours, each taken over the baseline's beside it."""
+    gains = [ratio(over_adam(peer, name), over_adam(contestant, name)) for name in names]
+    return lambda record: min(gain(record) for gain in gains)
+
+
+def state_bytes(contestant: str, name: str) -> Figure:
+    return lambda record: result_of(record, contestant, name).state_bytes_per_param
+
+
 def share_of_copy(contestant: str, name: str) -> Figure:
     return lambda record: result_of(record, contestant, name).share_of_copy
 
 
-def most_launches(record: Record) -> float:
-    """Of ours on any list; a result is of one combination of dtypes."""
-    counts = [r.launches for r in record.results if r.contestant.startswith(OURS)]
-    counted = [count for count in counts if count is not None]
-    return some(max(counted, default=None), "count of launches")
+def most_launches(contestants: Sequence[str]) -> Figure:
+    """Of any of them on any list; a result is of one combination of dtypes."""
+
+    def figure(record: Record) -> float:
+        counts = [r.launches for r in record.results if r.contestant in contestants]
+        counted = [count for count in counts if count is not None]
+        return some(max(counted, default=None), "count of launches")
+
+    return figure
 
 
 def steepest(against: str) -> Figure:
@@ -123,6 +149,10 @@ ADAMS = "step / torch fused Adam's"
 ADAM_OURS = "torch fused Adam / ours"
 COPY = "share of copy bandwidth"
 LINE = "exponent of the last decade"
+STATES = "bytes of states per parameter"
+PEERS_IN_8 = ("bitsandbytes Adam8bit", "flashoptim AdamW")
+CODED_ON_GPU = [ours + form for ours in (CUDA, TRITON) for form in (IN_16, IN_8, IN_SPLIT_8)]
+"""A step of theirs is two launches on most lists: tensors too small to be coded are apart."""
 
 TARGETS = (
     Target("cpu", "CPU, 2 cores", f"50 M fp32: {ADAMS}", "<=", 1.29, over_adam(CPU, LARGE)),
@@ -163,7 +193,7 @@ TARGETS = (
         10,
         ratio(wall_us(BASELINE, MANY), wall_us(CUDA, MANY)),
     ),
-    Target("cuda", "H200", "launches per step, any list", "<=", 1, most_launches),
+    Target("cuda", "H200", "launches per step, any list", "<=", 1, most_launches((CUDA, TRITON))),
     Target("cuda", "H200", "148 tensors (GPT-2): host us a step", "<=", 60, host_us(CUDA, GPT2)),
     Target("cpu", "any", f"cost against size: {LINE}", "<=", LINEAR, steepest("elements")),
     Target(
@@ -172,4 +202,39 @@ TARGETS = (
     ),
     Target("cuda", "any", f"cost against size: {LINE}", "<=", LINEAR, steepest("elements")),
     Target("cuda", "any", f"cost against tensors: {LINE}", "<=", LINEAR, steepest("tensors")),
+    Target("cpu", "CPU", f"50 M fp32, 16bit: {ADAMS}", "<=", 0.90, over_adam(CPU + IN_16, LARGE)),
+    Target("cpu", "CPU", f"50 M fp32, 8bit: {ADAMS}", "<=", 0.80, over_adam(CPU + IN_8, LARGE)),
+    Target("cpu", "any", f"8bit: {STATES}", "<=", 3.1, state_bytes(CPU + IN_8, LARGE)),
+    Target("cuda", "any", f"8bit: {STATES}", "<=", 3.1, state_bytes(CUDA + IN_8, LARGE_GPU)),
+    Target(
+        "cuda", "H200", f"1 G fp32, 8bit: {ADAMS}", "<=", 0.68, over_adam(CUDA + IN_8, LARGE_GPU)
+    ),
+    Target(
+        "cuda", "H200", f"1 G fp32, 16bit: {ADAMS}", "<=", 0.88, over_adam(CUDA + IN_16, LARGE_GPU)
+    ),
+    Target(
+        *("cuda", "H200", "1 G bf16, split 8bit: step / torch fused Adam's in fp32"),
+        *("<=", 0.60, over_adam_of_float32(CUDA + IN_SPLIT_8, LARGE_GPU)),
+    ),
+    Target(
+        "cuda",
+        "H200",
+        f"1 G fp32, 16bit: {COPY}",
+        ">=",
+        0.93,
+        share_of_copy(CUDA + IN_16, LARGE_GPU),
+    ),
+    Target(
+        "cuda", "H200", f"1 G fp32, 8bit: {COPY}", ">=", 0.90, share_of_copy(CUDA + IN_8, LARGE_GPU)
+    ),
+    *(
+        Target(
+            *("cuda", "H200", f"GPT-2 and 1 G, fp32: {peer} / 8bit"),
+            *(">=", 1, least_gain(peer, CUDA + IN_8, (GPT2, LARGE_GPU))),
+        )
+        for peer in PEERS_IN_8
+    ),
+    Target(
+        "cuda", "H200", "coded: launches per step, any list", "<=", 2, most_launches(CODED_ON_GPU)
+    ),
 )

@@ -18,8 +18,9 @@ SLOWER = 12.0  # times ours, everyone else
 MODELS = ("small-1000", "single-50m", "gpt2-124m", "resnet50")
 SIZES = tuple(f"size-1e{power}" for power in range(3, 9))
 COUNTS = ("tensors-1", "tensors-10", "tensors-100", "tensors-1000", "tensors-10000")
-OURS = ("adamod_fused cpu", "adamod_fused cuda", "adamod_fused triton")
-ON_CPU = tuple(name for name in NAMES if name not in OURS[1:])
+OURS = tuple(name for name in NAMES if name.startswith("adamod_fused "))
+ON_CPU = tuple(name for name in NAMES if name not in OURS or name.startswith("adamod_fused cpu"))
+STATE_BYTES = {"16bit": 6 + 3 / 32, "8bit": 3 + 3 / 32}  # of ours, by the end of their names
 
 
 def spread(median: float, n: int = 7) -> Spread:
@@ -33,7 +34,8 @@ def result(name: str, contestant: str, dtype: str = "float32", **changes: Any) -
     slower = 1.0 if contestant in OURS else SLOWER
     host_us = slower * (US_PER_STEP + US_PER_TENSOR * params.tensors)
     step_ms = slower * NS_PER_ELEMENT * params.numel / 1e6 + host_us / 1e3
-    bytes_per_param = 36.0 if dtype == "float32" else 30.0
+    state_bytes = STATE_BYTES.get(contestant.split()[-1], 12.0)
+    bytes_per_param = (12 if dtype == "float32" else 6) + 2 * state_bytes
     gb_per_s = rounded(bytes_per_param * params.numel / step_ms / 1e6)
     made = Result(
         list=name,
@@ -48,7 +50,7 @@ def result(name: str, contestant: str, dtype: str = "float32", **changes: Any) -
         GB_per_s=gb_per_s,
         share_of_copy=rounded(gb_per_s / COPY),
         over_adam=rounded(slower / SLOWER),
-        state_bytes_per_param=12.0,
+        state_bytes_per_param=state_bytes,
         peak_bytes=None,
         launches=None,
     )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -70,6 +73,12 @@ def test_contestants_start_with_the_same_and_share_nothing() -> None:
         assert torch.equal(param, value)
 
 
+def coded(state_format: str, weight_format: str = "plain"):
+    return partial(
+        AdaMod, state_format=state_format, weight_format=weight_format, min_coded_numel=0
+    )
+
+
 def test_the_kernels_time_is_within_the_steps() -> None:
     run = CpuBackend.run
     samples = CpuClock().measure(work(ours("cpu")), None, 5)
@@ -80,8 +89,34 @@ def test_the_kernels_time_is_within_the_steps() -> None:
     assert CpuClock().measure(work(contestant()), None, 5).kernel_us == []
 
 
+def test_the_kernels_time_is_that_of_all_batches_of_a_step() -> None:
+    def make(params):
+        groups = [{"params": params[:1], "state_format": "8bit"}, {"params": params[1:]}]
+        return AdaMod(groups, backend="cpu", min_coded_numel=0)
+
+    calls = []
+    run = CpuBackend.run
+
+    def counted(*arguments):
+        calls.append(arguments)
+        run(*arguments)
+
+    with patch.object(CpuBackend, "run", counted):
+        now = itertools.count()
+        samples = CpuClock(lambda: next(now)).measure(
+            work(replace(ours("cpu"), make=make)), None, 3
+        )
+    assert len(calls) == 2 * 4
+    assert samples.kernel_us == [2e6] * 3  # each call takes one tick of this clock
+    assert samples.step_ms == [5e3] * 3
+
+
 STATE_BYTES = [
     (lambda params: AdaMod(params), torch.float32, 12),
+    (coded("16bit"), torch.float32, 6 + 3 / 32),
+    (coded("8bit"), torch.float32, 3 + 3 / 32),
+    (coded("8bit", "split"), torch.bfloat16, 5 + 3 / 32),
+    (coded("8bit", "stochastic"), torch.bfloat16, 3 + 3 / 32),
     (lambda params: AdaMod(params), torch.bfloat16, 12),
     (lambda params: AdaMod(params), torch.float64, 24),
     (lambda params: torch.optim.Adam(params, fused=True), torch.float32, 8),
@@ -92,7 +127,7 @@ STATE_BYTES = [
 
 @pytest.mark.parametrize(("make", "dtype", "expected"), STATE_BYTES)
 def test_state_is_counted_where_it_grows_with_the_parameters(
-    make: Any, dtype: torch.dtype, expected: int
+    make: Any, dtype: torch.dtype, expected: float
 ) -> None:
     made = Work(
         Contestant("", "", make, lambda *_: None), ValuesAndGrads.make(PARAMS.shapes, dtype, CPU)

@@ -51,8 +51,9 @@ def trained(
 def test_every_peer_of_the_issue_is_here() -> None:
     assert len(set(NAMES)) == len(NAMES)
     assert BASELINE in NAMES
+    formats = ("", " 16bit", " 8bit", " split 8bit", " stochastic 8bit")
     for name in (
-        *(f"adamod_fused {backend}" for backend in ("cpu", "cuda", "triton")),
+        *(f"adamod_fused {b}{f}" for b in ("cpu", "cuda", "triton") for f in formats),
         *(
             f"torch {o} {kind}"
             for o in ("Adam", "AdamW")
@@ -206,6 +207,39 @@ def test_peers_get_the_same_hyperparameters(contestant, calls) -> None:
         assert (*betas[2:], options.get("beta3"))[0] == 0.999
 
 
+@pytest.mark.parametrize(
+    ("name", "state_format", "weight_format"),
+    [
+        ("adamod_fused cpu", "fp32", "plain"),
+        ("adamod_fused cuda 16bit", "16bit", "plain"),
+        ("adamod_fused triton split 8bit", "8bit", "split"),
+        ("adamod_fused cpu stochastic 8bit", "8bit", "stochastic"),
+    ],
+)
+def test_names_of_ours_say_their_formats(name, state_format, weight_format) -> None:
+    contestant = bench.named(name)
+    assert contestant.formats == (state_format, weight_format)
+    params = [torch.nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))]
+    (group,) = contestant.make(params).param_groups
+    formats = {"state_format": state_format, "weight_format": weight_format}
+    assert HYPERPARAMETERS.items() | {"beta3": 0.999}.items() <= group.items()
+    assert formats.items() <= group.items()
+    assert group["min_coded_numel"] == 4096  # as a user has it
+    (group,) = contestant.twin.make(params).param_groups
+    assert formats.items() <= group.items()
+    assert group["min_coded_numel"] == (4096 if state_format == "fp32" else 0)
+
+
+def test_ours_in_split_weights_are_tried_in_the_dtype_that_they_serve() -> None:
+    names = ["adamod_fused cpu split 8bit", "adamod_fused cpu stochastic 8bit"]
+    present, absent = bench.contestants(CPU, names)
+    assert ([c.name for c in present], absent) == (names, {})
+    for contestant in present:
+        assert contestant.refuses(CPU, torch.bfloat16) is None
+        reason = contestant.refuses(CPU, torch.float32)
+        assert reason.endswith("is torch.float32")  # and no remedy that is none here
+
+
 def test_ours_have_the_same_hyperparameters() -> None:
     for name in ("cpu", "cuda", "triton"):
         (group,) = bench.ours(name).make([torch.nn.Parameter(torch.zeros(1))]).param_groups
@@ -259,7 +293,8 @@ def test_what_is_not_refused_is_stepped_and_stays_finite_on_a_gpu(dtype) -> None
 
 
 def test_float16_is_refused_only_where_it_fails(here) -> None:
-    refused = {n: c for n, c in here.items() if c.refuses(CPU, torch.float16) is not None}
+    peers = {name: contestant for name, contestant in here.items() if not contestant.ours}
+    refused = {n: c for n, c in peers.items() if c.refuses(CPU, torch.float16) is not None}
     assert {"torch Adam foreach", "torch AdamW for-loop"} <= refused.keys()
     for name, contestant in refused.items():
         assert "inf and NaN" in contestant.refuses(CPU, torch.float16)

@@ -6,14 +6,16 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
 
-from adamod_fused import AdaMod
+from adamod_fused import AdaMod, codes
+from adamod_fused.formats import Formats
 from adamod_fused.optimizer import KEYWORDS
 from bench import gate
-from bench.contestants import Contestant, contestants, ours
+from bench.contestants import CODED, Contestant, contestants, ours
 from bench.lists import LISTS, Shape
 
 CPU = torch.device("cpu")
@@ -219,6 +221,103 @@ def test_a_tensor_that_was_not_stepped_is_found() -> None:
     contestant = replace(ours("cpu"), make=make)
     found = gate.differs(contestant, SHAPES, torch.float32, CPU)
     assert found == "the states count [0.0, 3.0] steps after 3"
+
+
+FORMATS = pytest.mark.parametrize("formats", CODED, ids=" ".join)
+
+CODED_SHAPES: tuple[Shape, ...] = ((3, 5), (0,), (2, 4096), (41, 100), (100_000,))
+
+
+@FORMATS
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["gpt2-124m", "moe"])
+def test_ours_in_fewer_bytes_passes(name: str, backend: str, formats: Formats) -> None:
+    shapes = tuple(shrunk(shape, 5000) for shape in LISTS[name].shapes)[:200]
+    device = torch.device("cpu" if backend == "cpu" else "cuda")
+    contestant = ours(backend, formats)
+    for dtype in DTYPES:
+        if contestant.refuses(device, dtype) is None:
+            assert gate.differs(contestant, shapes, dtype, device) is None
+
+
+@FORMATS
+@pytest.mark.parametrize("steps", [1, 5])
+def test_ours_in_fewer_bytes_passes_whatever_the_steps(
+    steps: int, formats: Formats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "CODED_PIECE", 4096)
+    contestant = ours("cpu", formats)
+    for dtype in DTYPES:
+        if contestant.refuses(CPU, dtype) is None:
+            assert gate.differs(contestant, CODED_SHAPES, dtype, CPU, steps) is None
+
+
+def one_bit_of_codes(name: str, index: int, element: int) -> Spoil:
+    def spoil(optimizer: AdaMod) -> None:
+        param = optimizer.param_groups[0]["params"][index]
+        if optimizer.state[param]["step"] == 3:
+            tensor = param.view(torch.int16) if name == "param" else optimizer.state[param][name]
+            tensor.view(-1)[element : element + 1].bitwise_xor_(1)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("name", "element"),
+    [(n, 99_999) for n in ("param", *AdaMod.rule.states, "param_remainder")]
+    + [("block_exponents", 3 * 3124 + state) for state in range(3)],
+)
+def test_one_wrong_bit_of_what_is_coded_is_found(name: str, element: int) -> None:
+    spoil = one_bit_of_codes(name, 4, element)
+    contestant = in_formats(Formats("8bit", "split"), spoil)
+    found = gate.differs(contestant, CODED_SHAPES, torch.bfloat16, CPU)
+    first = 3124 * 32 if name == "block_exponents" else element
+    count = 32 if name == "block_exponents" else 1
+    assert found == (
+        f"{name} differs in {count} of 112,307 elements, first in tensor 4 of shape (100000,), "
+        f"element {first:,}"
+    )
+
+
+def in_formats(formats: Formats, spoil: Spoil) -> Contestant:
+    """Ours in formats, but for what ``spoil`` does after each step."""
+
+    class Broken(AdaMod):
+        def step(self, closure=None):
+            super().step(closure)
+            with torch.no_grad():
+                spoil(self)
+
+    keywords = {"state_format": formats.state, "weight_format": formats.weight}
+    made = ours("cpu", formats)
+    return replace(made, make=partial(Broken, backend="cpu", **keywords))
+
+
+def test_random_bits_of_another_tensor_are_found() -> None:
+    def swapped(params):
+        return AdaMod([*params[:-2], params[-1], params[-2]], backend="cpu", state_format="8bit")
+
+    contestant = replace(ours("cpu", Formats("8bit")), make=swapped)
+    found = gate.differs(contestant, CODED_SHAPES, torch.float32, CPU)
+    assert "exp_avg differs in " in found
+    assert "first in tensor 3 of shape (41, 100), element" in found
+
+
+@pytest.mark.parametrize("count", [1, 2, 31, 32, 33, 1000])
+def test_a_sample_is_spread_from_the_first_to_the_last(count: int) -> None:
+    found = gate.sample(count)
+    assert found == sorted({*found})
+    assert len(found) == min(count, gate.SAMPLE)
+    assert (found[0], found[-1]) == (0, count - 1)
+    gaps = [b - a for a, b in pairwise(found)]
+    assert max(gaps, default=1) <= -(-count // (gate.SAMPLE - 1))
+
+
+def test_coded_pieces_are_of_one_tensor_and_whole_blocks() -> None:
+    pieces = list(gate.cut_each(CODED_SHAPES))
+    assert [piece[0].tensor for piece in pieces] == [0, 2, 3, 4, 4, 4, 4]
+    assert all(len(piece) == 1 and piece[0].start % codes.BLOCK == 0 for piece in pieces)
+    assert sum(stop - start for ((_, start, stop),) in pieces) == 112_307
 
 
 def test_peers_have_no_reference() -> None:

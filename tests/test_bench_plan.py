@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
+from adamod_fused.formats import DEFAULTS
 from bench import plan
-from bench.contestants import Contestant
+from bench.contestants import Contestant, named
 from bench.lists import LISTS
 
 CPU = torch.device("cpu")
@@ -28,6 +31,30 @@ def test_what_matters_most_comes_first(device: str) -> None:
     assert [job.params.name for job in sweeps][:-5][-1] == largest
     for name, params in LISTS.items():
         assert names.count(name) == (2 if device in params.devices else 0)
+
+
+def test_ours_in_fewer_bytes_are_measured_where_that_tells_something() -> None:
+    coded, plain = named("adamod_fused cpu 8bit"), named("adamod_fused cpu")
+    for device in ("cpu", "cuda"):
+        fit = {
+            job.params.name
+            for job in plan.jobs(device, [FP32])
+            if plan.unfit(coded, job, CPU) is None
+        }
+        assert {"gpt2-124m", "moe"} <= fit <= {*plan.CODED_LISTS}
+        assert fit & {"single-50m", "single-1g"}
+        assert sum(LISTS[name].numel for name in fit) > 30e6
+    small = plan.Job(LISTS["small-1000"], FP32)
+    assert "single-50m" in plan.unfit(coded, small, CPU)
+    assert plan.unfit(coded, small, CPU, patient=True) is None
+    assert plan.unfit(plain, small, CPU) is None
+    quick = [job.params.name for job in plan.jobs("cpu", [FP32], quick=True)]
+    assert {*quick} & {*plan.CODED_LISTS} == {"resnet50"}
+
+
+def test_small_tensors_of_the_measured_lists_are_coded() -> None:
+    numels = sorted(math.prod(shape) for shape in LISTS["moe"].shapes)
+    assert numels[len(numels) // 10] >= DEFAULTS["min_coded_numel"]
 
 
 def test_what_launches_for_every_tensor_gets_few_tensors_on_a_gpu() -> None:
