@@ -13,20 +13,22 @@ import torch
 from emulation.build import build_emulated_cuda
 
 from adamod_fused.backends import Status
+from adamod_fused.backends.cpu import CpuBackend
 from adamod_fused.backends.triton import TritonBackend
 from adamod_fused.console import PlainConsole
-from bench import machine_code
+from bench import gate, machine_code
 from bench.clocks import CpuClock
 from bench.contestants import BASELINE, contestants
 from bench.extension import import_extension
 from bench.lists import ParamList
 from bench.measure import Comparison, Effort
-from bench.plan import Job
 from bench.run import OutOfTime
 from bench.trials import __main__ as command
 from bench.trials import build
+from bench.trials import run as trials_run
 from bench.trials.declared import CUDA, DEFAULT, TRITON, UNCHANGED, Trial
-from bench.trials.run import TrialsRun
+from bench.trials.run import Job, TrialsRun
+from bench.trials.variants import contestant
 
 TUNING = (machine_code.ENGINE / "cuda_tuning.h").read_text()
 MEMBERS = {
@@ -140,7 +142,7 @@ def test_a_run(emulated_cuda, tuned_module, tmp_path, monkeypatch, capsys) -> No
     assert record["copy_GB_per_s"]["median"] > 0
     printed = capsys.readouterr().out
     assert "cuda, wrong: red gate, bfloat16: " in printed
-    assert re.search(r"^cuda +small and wide +\d\.\d+ +\d\.\d+$", printed, re.MULTILINE)
+    assert re.search(r"^cuda +small and wide +\d+\.\d+ +\d+\.\d+$", printed, re.MULTILINE)
 
 
 @pytest.fixture
@@ -220,6 +222,27 @@ def test_a_run_stops_in_time(emulated_cuda, tmp_path) -> None:
     run = start(tmp_path / "record.json", seconds=0)
     with pytest.raises(OutOfTime):
         run.measure([(run.take("cuda", UNCHANGED), emulated_cuda)])
+
+
+def test_jobs_are_in_fewer_bytes_too() -> None:
+    names = [str(job) for job in trials_run.JOBS]
+    assert len({*names}) == len(names)
+    assert {"single-1g float32 8bit", "gpt2-124m bfloat16 split 8bit"} < {*names}
+
+
+@pytest.mark.parametrize(("dtype", "formats"), [job[1:] for job in trials_run.JOBS], ids=str)
+def test_a_trial_is_gated_and_timed_in_the_formats_of_its_job(dtype, formats) -> None:
+    """The CPU's engine in place of a GPU's: which formats reach it."""
+    seen = []
+
+    class Backend(CpuBackend):
+        def run(self, *arguments) -> None:
+            seen.append((arguments[4], arguments[6]))
+            super().run(*arguments)
+
+    found = contestant("default", Backend(), formats)
+    assert gate.differs(found, ((1,), (300,)), dtype, torch.device("cpu")) is None
+    assert {*seen} == {(dtype, formats)}  # tensors of any size
 
 
 def test_without_a_gpu_there_is_one_clear_line(capsys) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from ..extension import import_extension
-from ..machine_code import ROOT, compile_engine, nvcc_flags, output, tool, usage
+from ..machine_code import ENGINE, ROOT, compile_engine, nvcc_flags, output, tool, usage
 from .declared import Trial
 
 
@@ -42,8 +42,13 @@ def build(
     bindings = folder / "bindings.o"
     with ThreadPoolExecutor(jobs) as pool:
         shared = pool.submit(_compile_bindings, bindings)
-        objects = list(pool.map(partial(_compile, arch=arch, folder=folder), trials))
+        sources = sorted(path.name for path in ENGINE.glob("*.cu"))
+        compiled = [
+            [pool.submit(_compile, source, trial, arch, folder) for source in sources]
+            for trial in trials
+        ]
         shared.result()
+        objects = [[future.result() for future in futures] for futures in compiled]
         built = pool.map(partial(_link, bindings=bindings), objects)
         return dict(zip((trial.name for trial in trials), built, strict=True))
 
@@ -54,12 +59,12 @@ class _Object(NamedTuple):
     failure: str
 
 
-def _compile(trial: Trial, arch: str, folder: Path) -> _Object:
+def _compile(source: str, trial: Trial, arch: str, folder: Path) -> _Object:
     own = folder / trial.name.replace(",", "").replace(" ", "-")
     own.mkdir(exist_ok=True)
-    path = own / "cuda.o"
+    path = (own / source).with_suffix(".o")
     try:
-        return _Object(path, compile_engine(path, [arch], tuning(trial)), "")
+        return _Object(path, compile_engine(path, [arch], tuning(trial), source), "")
     except RuntimeError as error:
         return _Object(path, "", str(error))
 
@@ -78,14 +83,16 @@ def _pybind11() -> str:
     return pybind11.get_include()
 
 
-def _link(compiled: _Object, bindings: Path) -> Built | str:
-    if compiled.failure:
-        return compiled.failure
-    module = compiled.path.with_name(f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}")
-    link = ("-shared", "-cudart", "static", compiled.path, bindings, "-o", module)
+def _link(compiled: Sequence[_Object], bindings: Path) -> Built | str:
+    failure = next((part.failure for part in compiled if part.failure), None)
+    if failure is not None:
+        return failure
+    objects = [part.path for part in compiled]
+    module = objects[0].with_name(f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}")
+    kind = ("-shared", "-cudart", "static")
     try:
-        output(tool("nvcc"), *link)
-        return Built(import_extension(module), _registers(compiled.messages))
+        output(tool("nvcc"), *kind, *objects, bindings, "-o", module)
+        return Built(import_extension(module), _registers("".join(p.messages for p in compiled)))
     except (RuntimeError, ImportError) as error:
         return str(error)
 

@@ -7,24 +7,37 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from adamod_fused.backends import Backend
 from adamod_fused.backends.base import dtype_name
 from adamod_fused.console import Console
+from adamod_fused.formats import PLAIN, Formats
 
 from .. import gate, machine
 from ..clocks import Clock
-from ..contestants import Contestant
+from ..contestants import Contestant, written
 from ..lists import LISTS, ParamList
 from ..measure import Comparison, Effort, groups, in_one_line
-from ..plan import Job
 from ..roofline import Roofline
 from ..run import OutOfTime
 from .declared import DEFAULT, Trial
 from .findings import Findings, Timing, Variant
 from .variants import contestant
+
+
+class Job(NamedTuple):
+    """A list and dtype to measure, and the formats that all its tensors are in."""
+
+    params: ParamList
+    dtype: torch.dtype
+    formats: Formats = PLAIN
+
+    def __str__(self) -> str:
+        return " ".join((self.params.name, dtype_name(self.dtype), *written(self.formats)))
+
 
 # What matters most comes first, as time may run out.
 JOBS = (
@@ -32,6 +45,8 @@ JOBS = (
     Job(LISTS["single-1g"], torch.float32),
     Job(LISTS["small-10000"], torch.float32),
     Job(LISTS["gpt2-124m"], torch.bfloat16),
+    Job(LISTS["single-1g"], torch.float32, Formats("8bit")),
+    Job(LISTS["gpt2-124m"], torch.bfloat16, Formats("8bit", "split")),
 )
 EFFORT = Effort(seconds=2, rounds=5, most=20)
 
@@ -94,10 +109,9 @@ class TrialsRun:
         """
         admitted = {}
         for variant, backend in candidates:
-            found = contestant(variant.name, backend)
-            reason = self._red_gate(found)
+            reason = self._red_gate(variant, backend)
             if reason is None:
-                admitted[found.name] = (variant, found)
+                admitted[variant.name] = (variant, backend)
             else:
                 self.fail(variant, reason)
         if DEFAULT not in admitted:
@@ -114,9 +128,10 @@ class TrialsRun:
                     self.findings.left_out[f"{backend_name}, {job}"] = in_one_line(error)
                 advance(done, str(job))
 
-    def _red_gate(self, found: Contestant) -> str | None:
+    def _red_gate(self, variant: Variant, backend: Backend) -> str | None:
         """What of a variant is not as the reference has it."""
-        for dtype in sorted({job.dtype for job in self.jobs}, key=str):
+        for dtype, formats in sorted({job[1:] for job in self.jobs}, key=str):
+            found = contestant(variant.name, backend, formats)
             for shapes in GATE_SHAPES:
                 self._check_time()
                 try:
@@ -124,14 +139,18 @@ class TrialsRun:
                 except Exception as error:  # noqa: BLE001 - of a variant; the others go on
                     words = in_one_line(error)
                 if words is not None:
-                    return f"red gate, {dtype_name(dtype)}: {words}"
+                    stored = " ".join((dtype_name(dtype), *written(formats)))
+                    return f"red gate, {stored}: {words}"
         return None
 
-    def _compare(self, admitted: dict[str, tuple[Variant, Contestant]], job: Job) -> None:
+    def _compare(self, admitted: dict[str, tuple[Variant, Backend]], job: Job) -> None:
         copied = self._roofline.copy
         assert copied is not None, "it was sampled"
         self.findings.facts["copy_GB_per_s"] = asdict(copied)
-        contestants = [self._baseline, *(found for _, found in admitted.values())]
+        variants = (
+            contestant(variant.name, backend, job.formats) for variant, backend in admitted.values()
+        )
+        contestants = [self._baseline, *variants]
         for params, group in self._together(contestants, job):
             self._check_time()
             comparison = Comparison(params, job.dtype, self._clock, group)

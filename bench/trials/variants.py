@@ -23,9 +23,17 @@ from .declared import Trial
 class Tuned(AdaMod):
     """AdaMod that takes a backend given to it for the product's of that name."""
 
-    def __init__(self, params: list[Parameter], backend: Backend) -> None:
+    def __init__(self, params: list[Parameter], backend: Backend, formats: Formats) -> None:
         self._tuned = backend
-        super().__init__(params, beta3=BETA3, backend=backend.name, **HYPERPARAMETERS)
+        super().__init__(
+            params,
+            beta3=BETA3,
+            backend=backend.name,
+            state_format=formats.state,
+            weight_format=formats.weight,
+            min_coded_numel=0,  # a kernel is tried, on tensors of any size
+            **HYPERPARAMETERS,
+        )
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         with patch.dict(backends._BACKENDS, {self._tuned.name: self._tuned}):
@@ -62,8 +70,7 @@ class TunedTriton(TritonBackend):
             super().run(rule, table, index, device, dtype, control, formats)
 
 
-def contestant(name: str, backend: Backend) -> Contestant:
+def contestant(name: str, backend: Backend, formats: Formats = PLAIN) -> Contestant:
     """AdaMod on ``backend``, under ``name``."""
-    return Contestant(
-        name, "adamod_fused", partial(Tuned, backend=backend), backend.refuses, ours=True
-    )
+    make = partial(Tuned, backend=backend, formats=formats)
+    return Contestant(name, "adamod_fused", make, backend.refuses, ours=True, formats=formats)
