@@ -58,23 +58,25 @@ def test_cuda_trials_change_what_there_is() -> None:
 
 def test_triton_trials_change_what_there_is() -> None:
     pytest.importorskip("triton", reason="the Triton backend needs triton")
-    from adamod_fused.triton_kernels import engine
+    from adamod_fused.triton_kernels import coded, engine
 
     from bench.trials.variants import TunedTriton
 
     for trial in TRITON:
         for name, to in trial.changes.items():
             assert to != getattr(engine, name), f"{trial.name} leaves {name} as it is"
-    before = {name: getattr(engine, name) for name in ("CHUNK_SIZE", "BLOCK_SIZE", "OPTIONS")}
+    names = {engine: ("CHUNK_SIZE", "BLOCK_SIZE", "OPTIONS"), coded: ("CHUNK_SIZE", "OPTIONS")}
+    before = {(module, name): getattr(module, name) for module in names for name in names[module]}
     tuned = TunedTriton(Trial("all", {"CHUNK_SIZE": 64, "BLOCK_SIZE": 32, "NUM_WARPS": 1}, ""))
     assert tuned.chunk_size == 64
     assert TritonBackend().chunk_size == engine.CHUNK_SIZE
+    wanted = {"CHUNK_SIZE": 64, "BLOCK_SIZE": 32}
     with tuned._changed():
-        found = {name: getattr(engine, name) for name in before}
-    assert found == {"CHUNK_SIZE": 64, "BLOCK_SIZE": 32} | {
-        "OPTIONS": before["OPTIONS"] | {"num_warps": 1}
-    }
-    assert {name: getattr(engine, name) for name in before} == before
+        for (module, name), old in before.items():
+            to = old | {"num_warps": 1} if name == "OPTIONS" else wanted[name]
+            assert getattr(module, name) == to
+        assert coded.block_size(torch.float32, "8bit") == 32 * 16  # 16 bytes a thread still
+    assert {(module, name): getattr(module, name) for module, name in before} == before
 
 
 @pytest.mark.build

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -41,16 +42,25 @@ class Tuned(AdaMod):
 
 
 class TunedTriton(TritonBackend):
-    """The Triton backend with other constants in its engine."""
+    """The Triton backend with other constants in the modules of its kernels that have them."""
 
     def __init__(self, trial: Trial) -> None:
-        from adamod_fused.triton_kernels import engine
+        from adamod_fused.triton_kernels import coded, engine
 
-        constants = dict(trial.changes)
-        num_warps = constants.pop("NUM_WARPS", engine.NUM_WARPS)
-        self._chunk_size = constants.get("CHUNK_SIZE", engine.CHUNK_SIZE)
-        options = engine.OPTIONS | {"num_warps": num_warps}
-        self._changed = partial(patch.multiple, engine, OPTIONS=options, **constants)
+        self._modules = (engine, coded)
+        self._changes = trial.changes
+        self._chunk_size = int(trial.changes.get("CHUNK_SIZE", engine.CHUNK_SIZE))
+
+    @contextmanager
+    def _changed(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for module in self._modules:
+                mine: dict[str, Any] = {
+                    name: to for name, to in self._changes.items() if hasattr(module, name)
+                }
+                options = module.OPTIONS | {"num_warps": mine.get("NUM_WARPS", module.NUM_WARPS)}
+                stack.enter_context(patch.multiple(module, OPTIONS=options, **mine))
+            yield
 
     @property
     def chunk_size(self) -> int:
