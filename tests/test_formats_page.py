@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -99,3 +100,36 @@ def test_what_is_not_finite_is_alone(wrong: float) -> None:
     assert torch.equal(param[32:], twin[32:])
     assert param[others].isfinite().all()
     torch.testing.assert_close(param[others], twin[others], rtol=0.2, atol=1e-6)
+
+
+RECORD = json.loads((ROOT / "bench" / "results" / "numerics.json").read_text())
+
+
+@pytest.mark.parametrize("cells", rows("## What averages keep"), ids=lambda cells: cells[0])
+def test_averages_are_those_of_the_record(cells: list[str]) -> None:
+    storage, *figures = cells
+    expected = []
+    for state in ("exp_avg_sq", "exp_avg_lr"):
+        found = [
+            quantiles
+            for step, beta, gradients, name, quantiles, _ in RECORD["drifts"][storage]
+            if step in (RECORD["steps"], 2 * RECORD["steps"])
+            and name == state
+            and (state, beta, gradients) != ("exp_avg_lr", 0.9999, "sparse")
+        ]
+        assert len(found) in (10, 12)
+        low, medians, high = zip(*found, strict=True)
+        expected += [f"{min(low):.2f}", f"{min(medians):.2f} to {max(medians):.2f}"]
+        expected += [f"{max(high):.2f}"]
+    assert figures == expected
+
+
+def test_what_is_said_of_the_record() -> None:
+    rows_of = RECORD["drifts"]["AdaMod 8bit"]
+    kept = [r[4][1] for r in rows_of if (r[1], *r[2:4]) == (0.9999, "sparse", "exp_avg_lr")]
+    assert f"a factor of up to {round(1 / min(kept), -2):,.0f}" in PAGE
+    training = RECORD["training"].values()
+    for name, told in (("16bit", "p = 0.85 and\n  0.84"), ("8bit", "0.82 and 0.99")):
+        numbers = [f"{task['p'][name]:.2f}" for task in training]
+        assert numbers == re.findall(r"0\.\d\d", told)
+        assert told in PAGE

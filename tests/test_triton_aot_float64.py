@@ -87,7 +87,7 @@ def test_prepare(arch, controlled):
     assert count("fma.rn.f64", ptx) == 0
     assert count("sqrt.rn.f64", ptx) == 1
     assert count("div.rn.f64", ptx) == 3
-    assert count("cvt.rn.f32.f64", ptx) == NUM_SCALARS - 1  # all but the sign
+    assert count("cvt.rn.f32.f64", ptx) == NUM_SCALARS - 2  # all but the sign and the step
     assert count("cvt.rzi.s64.f32", ptx) == 1
     assert ".shared" not in ptx  # one warp, a row a lane
     assert sum(global_accesses(ptx, "st")[1]) == 4 * (NUM_SCALARS + 1)
