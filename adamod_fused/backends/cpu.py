@@ -61,8 +61,8 @@ class CpuBackend:
             factor,
             torch.get_num_threads(),
             self.instruction_set,
-            state_format=formats.state,
-            weight_format=formats.weight,
+            formats.state,  # by place: names cost a small model's step a twentieth of its time
+            formats.weight,
         )
 
     def sum_squares(self, grads: Any, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -91,7 +91,8 @@ int Table::add_param(
     sizes_.insert(sizes_.end(), layout.begin(), layout.end());
     if (coding.has_value()) {
       const auto [has_exponents, has_remainders, first_index, key] = *coding;
-      param.coding = Coding{has_exponents, has_remainders, first_index, key};
+      param.coding = static_cast<std::int32_t>(codings_.size());
+      codings_.push_back(Coding{has_exponents, has_remainders, first_index, key, {}, {}});
     }
   }
   const py::object grad_descriptor = py::type::of(object).attr("grad");
@@ -216,6 +217,10 @@ int Table::traverse(visitproc visit, void* arg) const {
     Py_VISIT(param.object.ptr());
     Py_VISIT(param.state.ptr());
     for (const py::object& held : param.held) Py_VISIT(held.ptr());
+  }
+  for (const Coding& coding : codings_) {
+    Py_VISIT(coding.exponents.ptr());
+    Py_VISIT(coding.remainders.ptr());
   }
   for (const auto& entry : expected_state_) Py_VISIT(entry.first.ptr());
   return 0;

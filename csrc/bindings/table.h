@@ -46,11 +46,12 @@ struct GradTable {
   std::int64_t num_segments = 0;
 };
 
-// How a parameter of a coded batch is stored.
+// How a parameter of a coded batch is stored, and what it has beside its states.
 struct Coding {
   bool has_exponents, has_remainders;
   std::int64_t first_index;
   std::uint64_t key;
+  py::object exponents, remainders;  // this step's, until the launch is done
 };
 
 class Table {
@@ -128,11 +129,8 @@ class Table {
   std::int64_t num_scalars() const { return static_cast<std::int64_t>(due_.size()); }
 
  private:
-  // The tensors of one parameter's row beside itself: grad, then as in entry_names_; last what
-  // only coded parameters have.
-  static constexpr std::size_t exponents_entry = 2 + max_states;
-  static constexpr std::size_t remainders_entry = exponents_entry + 1;
-  static constexpr std::size_t max_entries = remainders_entry + 1;
+  // The tensors of one parameter's row beside itself: grad, then as in entry_names_.
+  static constexpr std::size_t max_entries = 2 + max_states;
   using Held = std::array<py::object, max_entries>;
 
   struct Param {
@@ -140,9 +138,9 @@ class Table {
     bool inherits_grad;  // `grad` is torch.Tensor's own attribute
     int group, batch;
     std::int32_t dtype, state_dtype, device_type, device_index;
+    std::int32_t coding = -1;  // where in codings_: few have one, and a step reads all of this
     std::int64_t numel, num_chunks, dim;
     std::size_t sizes;  // where in sizes_ its shape, strides and layout stand
-    Coding coding{};
     // This step's:
     py::object state;       // its entry in the optimizer's state, until `held` is full
     Held held;              // grad, step and states, until the launch is done
@@ -158,14 +156,14 @@ class Table {
 
   bool take_down(const py::list& param_groups, const py::dict& state);
   py::object grad_of(const Param& param) const;
-  bool gather_entries(Param& param) const;
-  bool gather_coded(Param& param) const;
+  bool gather_entries(Param& param);
+  bool gather_coded(const Param& param, Coding& coding) const;
   void prefetch_objects(std::size_t turn) const;
   void prefetch(const Param& param) const;
   bool is_trusted(PyObject* tensor) const;
   bool fill(Param& param);
   bool fill_coded(const Param& param, Coded& coded);
-  static void release(Param& param);
+  void release(Param& param);
   std::int64_t scalars_row(int group, std::int64_t step);
 
   TensorReader reader_;
@@ -177,6 +175,7 @@ class Table {
   py::object grad_descriptor_, increment_version_;
   std::int32_t step_dtype_, exponents_dtype_, remainders_dtype_;
   std::vector<Param> params_;
+  std::vector<Coding> codings_;
   std::vector<std::int64_t> sizes_;  // of all, in one place: a step reads them all
   std::vector<std::size_t> group_sizes_;
   std::vector<std::pair<py::object, int>> expected_state_;  // key, index of the parameter or -1

@@ -104,7 +104,7 @@ py::object Table::grad_of(const Param& param) const {
   return py::reinterpret_steal<py::object>(grad);
 }
 
-bool Table::gather_entries(Param& param) const {
+bool Table::gather_entries(Param& param) {
   // Most often the keys are these very objects in this order, and a walk is quicker than look-ups.
   std::size_t found = 0;
   PyObject *key, *value;
@@ -120,21 +120,23 @@ bool Table::gather_entries(Param& param) const {
     if (value == nullptr) return false;
     param.held[found + 1] = py::reinterpret_borrow<py::object>(value);
   }
-  if (!gather_coded(param)) return false;
+  if (param.coding >= 0) {
+    if (!gather_coded(param, codings_[static_cast<std::size_t>(param.coding)])) return false;
+  }
   param.state = py::object();
   return true;
 }
 
-bool Table::gather_coded(Param& param) const {
-  const auto take = [&](bool is_wanted, const py::object& key, std::size_t entry) {
+bool Table::gather_coded(const Param& param, Coding& coding) const {
+  const auto take = [&](bool is_wanted, const py::object& key, py::object& held) {
     if (!is_wanted) return true;
     PyObject* const value = PyDict_GetItemWithError(param.state.ptr(), key.ptr());
     if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
-    param.held[entry] = py::reinterpret_borrow<py::object>(value);
+    held = py::reinterpret_borrow<py::object>(value);
     return value != nullptr;
   };
-  return take(param.coding.has_exponents, exponents_key_, exponents_entry) &&
-         take(param.coding.has_remainders, remainders_key_, remainders_entry);
+  return take(coding.has_exponents, exponents_key_, coding.exponents) &&
+         take(coding.has_remainders, remainders_key_, coding.remainders);
 }
 
 // What the gathering reads in a few turns: a dict of states has to be there before its keys are.
@@ -174,6 +176,10 @@ void Table::clear() {
 
 void Table::release(Param& param) {
   for (py::object& held : param.held) held = py::object();
+  if (param.coding >= 0) {
+    Coding& coding = codings_[static_cast<std::size_t>(param.coding)];
+    coding.exponents = coding.remainders = py::object();
+  }
   param.is_due = false;
 }
 
@@ -269,25 +275,26 @@ bool Table::fill(Param& param) {
 }
 
 bool Table::fill_coded(const Param& param, Coded& coded) {
-  coded = Coded{nullptr, nullptr, param.coding.first_index, param.coding.key};
+  const Coding& coding = codings_.at(static_cast<std::size_t>(param.coding));
+  coded = Coded{nullptr, nullptr, coding.first_index, coding.key};
   const auto reads = [&](PyObject* tensor, std::int32_t dtype, TensorView& view) {
     return reader_.read(tensor, view) && view.dtype == dtype &&
            view.device_type == param.device_type && view.device_index == param.device_index;
   };
   TensorView view;
-  if (param.coding.has_exponents) {
+  if (coding.has_exponents) {
     const std::int64_t shape[] = {(param.numel + codes::block - 1) / codes::block,
                                   static_cast<std::int64_t>(entry_names_.size()) - 1};
     const std::int64_t strides[] = {shape[1], 1};
-    if (!reads(param.held[exponents_entry].ptr(), exponents_dtype_, view) ||
-        !same_shape(shape, 2, view) || !same_strides(strides, view, shape[0] * shape[1])) {
+    if (!reads(coding.exponents.ptr(), exponents_dtype_, view) || !same_shape(shape, 2, view) ||
+        !same_strides(strides, view, shape[0] * shape[1])) {
       return false;
     }
     coded.exponents = reinterpret_cast<std::uint8_t*>(view.data);
   }
-  if (param.coding.has_remainders) {
+  if (coding.has_remainders) {
     PyObject* const tensor = param.object.ptr();
-    PyObject* const given = param.held[remainders_entry].ptr();
+    PyObject* const given = coding.remainders.ptr();
     const bool is_local = dtensors_.is_dtensor(tensor);
     if (dtensors_.is_dtensor(given) != is_local ||
         (is_local && !dtensors_.same_sharding(tensor, given))) {
