@@ -23,7 +23,7 @@ Entries = dict[str, Any]
 VALUE_DTYPES = {torch.uint8: torch.bfloat16, torch.int16: torch.float32}
 """The narrowest dtype that holds all that codes stand for: one byte's have 7 bits of fraction."""
 
-SLICE = codes.BLOCK << 16
+SLICE = codes.BLOCK << 14
 """Elements coded at a time: in between they take 64 bits each, several times over."""
 
 _HALF = 1 << 31  # random bits that round to the nearest
@@ -48,6 +48,9 @@ def check(param: Tensor, entries: Entries, names: Sequence[str], who: str) -> No
     dtype = entries[names[0]].dtype if coded else COMPUTE_DTYPES[param.dtype]
     validation.check_states(param, entries, names, dtype, who)
     check_remainder(param, entries, who, (torch.int16,))
+    if REMAINDER in entries:
+        validation.check_state_device(param, entries[REMAINDER], f"{REMAINDER} of {who}")
+        validation.check_memory(entries[REMAINDER], f"{REMAINDER} of {who}")
     if not coded:
         return
     shards = [local(entries[name]) for name in names]
@@ -69,6 +72,7 @@ def check(param: Tensor, entries: Entries, names: Sequence[str], who: str) -> No
             f"shape {wanted}, one for each {codes.BLOCK} elements of each state, got "
             f"{_described(exponents)}; load a state_dict, which holds values"
         )
+    validation.check_memory(exponents, f"{EXPONENTS} of {who}")
 
 
 def _lie_alike(a: Tensor, b: Tensor) -> bool:

@@ -196,6 +196,15 @@ def check_local_shape(param: Tensor, other: Tensor, who: str) -> None:
         )
 
 
+def check_state_device(param: Tensor, state: Tensor, who: str) -> None:
+    """Raises where a parameter was moved and its states were not."""
+    if state.device != param.device:
+        raise ValueError(
+            f"{who} is on {state.device}, the parameter on {param.device}; move the model before "
+            "the first step, or reload the optimizer's state_dict after moving it"
+        )
+
+
 def check_states(
     param: Tensor, states: dict[str, Any], names: Sequence[str], dtype: torch.dtype, who: str
 ) -> None:
@@ -206,11 +215,7 @@ def check_states(
     check_state_entries(param, states, names, who, dtype)
     for name in names:
         state = states[name]
-        if state.device != param.device:
-            raise ValueError(
-                f"{name} of {who} is on {state.device}, the parameter on {param.device}; move the "
-                "model before the first step, or reload the optimizer's state_dict after moving it"
-            )
+        check_state_device(param, state, f"{name} of {who}")
         if state.dtype != dtype or state.layout is not torch.strided:
             raise TypeError(
                 f"{name} of {who} has dtype {state.dtype} and layout {state.layout}; a parameter "

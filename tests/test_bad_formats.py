@@ -91,6 +91,28 @@ def test_codes_that_are_not_whole(name: str, backend: str) -> None:
     before.assert_unchanged()
 
 
+@pytest.mark.parametrize("name", [EXPONENTS, REMAINDER])
+def test_freed_memory_beside_the_states_is_not_read(name: str, backend: str) -> None:
+    optimizer = stepped(backend)
+    (param,) = optimizer.state
+    before = param.detach().clone()
+    optimizer.state[param][name].untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=rf"{name} of parameter 0 .* elements and no memory"):
+        optimizer.step()
+    assert_same_bits(param, before)
+
+
+@pytest.mark.parametrize("name", [EXPONENTS, REMAINDER])
+def test_what_is_beside_the_states_lies_on_another_device(name: str, backend: str) -> None:
+    optimizer = stepped(backend)
+    (param,) = optimizer.state
+    before = param.detach().clone()
+    optimizer.state[param][name] = optimizer.state[param][name].to("meta")
+    with pytest.raises(ValueError, match=rf"{name} of parameter 0 .* on cpu.*; .*load"):
+        optimizer.step()
+    assert_same_bits(param, before)
+
+
 def test_state_dicts_with_codes_or_bad_remainders() -> None:
     optimizer = stepped("cpu")
     raw = optimizer.state[optimizer.param_groups[0]["params"][0]]

@@ -279,7 +279,8 @@ bool Table::fill_coded(const Param& param, Coded& coded) {
   coded = Coded{nullptr, nullptr, coding.first_index, coding.key};
   const auto reads = [&](PyObject* tensor, std::int32_t dtype, TensorView& view) {
     return reader_.read(tensor, view) && view.dtype == dtype &&
-           view.device_type == param.device_type && view.device_index == param.device_index;
+           view.device_type == param.device_type && view.device_index == param.device_index &&
+           (view.data != nullptr || param.numel == 0);
   };
   TensorView view;
   if (coding.has_exponents) {
