@@ -123,13 +123,18 @@ def loading(optimizer: FusedOptimizer) -> Iterator[None]:
     loaded: list[tuple[Tensor, dict[str, Tensor]]] = []
     live = [{name: group[name] for name in LIVE} for group in optimizer.param_groups]
 
-    def check(_: Any, given: dict[str, Any]) -> None:
+    def check(_: Any, given: dict[str, Any]) -> dict[str, Any]:
         loaded.extend(_checked_entries(optimizer, given))
+        # torch would cast all states to their parameters' dtype before `restore` drops them.
+        ours = ("step", *optimizer.rule.states, formats.REMAINDER)
+        state = dict(given["state"])
+        for i in chain.from_iterable(group["params"] for group in given["param_groups"]):
+            if state.get(i):
+                state[i] = {name: state[i][name] for name in state[i] if name not in ours}
+        return {**given, "state": state}
 
     def restore(_: Any) -> None:
-        # torch cast the states to their parameter's dtype: these are from the source.
         for param, entries in loaded:
-            optimizer.state[param].pop(formats.REMAINDER, None)
             optimizer.state[param].update(entries)
         for group, keywords in zip(optimizer.param_groups, live, strict=True):
             group.update(keywords)

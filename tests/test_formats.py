@@ -21,8 +21,9 @@ from helpers import (
     train,
 )
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from adamod_fused import AdaMod, checkpoint, codes, release_gradients
+from adamod_fused import AdaMod, checkpoint, coded_states, codes, release_gradients
 from adamod_fused.formats import EXPONENTS, REMAINDER, STATE_FORMATS, WEIGHT_FORMATS
 
 SHAPES = ((7, 5), (33,), (), (0,), (3, 40))
@@ -245,6 +246,30 @@ def test_values_become_the_nearest_codes(k: int, backend: str) -> None:
     distance = (grid - magnitude[:, None]).abs().amin(1)
     assert torch.equal((got.abs() - magnitude).abs(), distance)
     assert torch.equal(got.sign() * (got != 0), values.flatten().sign() * (got != 0))
+
+
+class LargestFloats(TorchDispatchMode):
+    """How many elements the largest float32 tensor has that is made while this lasts."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.dtype is torch.float32 and not made._is_view():
+            self.numel = max(self.numel, made.numel())
+        return made
+
+
+def test_a_load_makes_no_float32_states_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would be four times what is kept, of all parameters at once."""
+    params = random_params((4096,))
+    optimizer = AdaMod(params, **OPTIONS, state_format="8bit")
+    train(optimizer, range(1))
+    saved = optimizer.state_dict()
+    monkeypatch.setattr(coded_states, "SLICE", 1024)
+    with LargestFloats() as seen:
+        optimizer.load_state_dict(saved)
+    assert seen.numel <= 1024
 
 
 def test_weights_stop_and_start_to_be_split(backend: str) -> None:
