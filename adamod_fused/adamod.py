@@ -126,6 +126,7 @@ class AdaMod(FusedOptimizer):
     rule = reference.AdaMod
     check_hyperparameters = staticmethod(check_hyperparameters)
     operator = operators.register(reference.AdaMod, check_hyperparameters)
+    coded_operator = operators.register(reference.AdaMod, check_hyperparameters, coded=True)
 
     def __init__(
         self,

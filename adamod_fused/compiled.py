@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .formats import LIVE
+from .lists import BESIDE
 from .optimizer import FusedOptimizer
 
 # In place, which is where the tracer looks for it: the answer is built into the graph.
@@ -19,14 +21,17 @@ torch.compiler.assume_constant_result(FusedOptimizer._is_traceable)  # type: ign
 
 def step(optimizer: FusedOptimizer) -> None:
     """Steps every parameter that has a gradient; to be traced."""
-    is_special = optimizer._is_controlled() or _may_be_coded(optimizer)
-    if is_special or not optimizer._is_traceable():
+    if optimizer._is_controlled() or not optimizer._is_traceable():
         outside_of_the_graph(optimizer._step_eagerly)
         return
     names = optimizer._hyperparameter_names
     state_names = (*optimizer.rule.states, "step")
+    num_params = 0  # of the groups before
     for group in optimizer.param_groups:
-        params = [param for param in group["params"] if param.grad is not None]
+        numbered = enumerate(group["params"], num_params)
+        due = [(i, param) for i, param in numbered if param.grad is not None]
+        num_params += len(group["params"])
+        params = [param for _, param in due]
         states = [optimizer.state[param] for param in params]
         if not all(states):  # made while a step is traced, when these gradients were not there
             raise RuntimeError(
@@ -34,21 +39,37 @@ def step(optimizer: FusedOptimizer) -> None:
                 "let the optimizer do one step that is not compiled before"
             )
         if params:
+            operator, coding = optimizer.operator, {}
+            if (group["state_format"], group["weight_format"]) != ("fp32", "plain"):
+                operator = optimizer.coded_operator
+                coding = _coding(group, states, [i for i, _ in due])
             with torch.no_grad():
-                optimizer.operator(
+                operator(
                     params,
                     [param.grad for param in params],
                     *([entries[name] for entries in states] for name in state_names),
                     **{name: as_operand(group[name]) for name in names},
+                    **coding,
                     backend=group["backend"],
                     fused=bool(group["fused"]),
                 )
 
 
-def _may_be_coded(optimizer: FusedOptimizer) -> bool:
-    """Whether a param group asks for formats, which the rule's operator does not have."""
-    asked = [(g["state_format"], g["weight_format"]) for g in optimizer.param_groups]
-    return any(formats != ("fp32", "plain") for formats in asked)
+def _coding(
+    group: dict[str, Any], states: list[dict[str, Any]], ordinals: list[int]
+) -> dict[str, Any]:
+    """What the operator for all formats takes more of a param group than the plain one."""
+    beside = {
+        name: [entries[entry] for entries in states if entry in entries]
+        for entry, name in BESIDE.items()
+    }
+    live = {name: group[name] for name in LIVE}
+    return {**beside, **live, "seed": _as_int64(group["seed"]), "ordinals": ordinals}
+
+
+def _as_int64(seed: int) -> int:
+    """What equals ``seed`` modulo 2^64, of which keys are made, and fits into a schema's int."""
+    return (seed + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]

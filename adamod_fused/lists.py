@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import execution, formats
+from . import coded_states, execution, formats, validation
+from .layout import dense_strides
 from .plan import Plan
+
+Lists = Sequence[Sequence[Tensor]]
+
+BESIDE = {formats.EXPONENTS: "block_exponents", formats.REMAINDER: "param_remainders"}
+"""The entries of a coded parameter beside its states, and what lists of them are called."""
+
+
+class Coding(NamedTuple):
+    """How tensors are stored that are not plain; ``beside``: the lists of :data:`BESIDE`.
+
+    They hold a tensor for each parameter that has one, in order. ``ordinals``: as a plan's.
+    """
+
+    keywords: dict[str, Any]
+    beside: Lists
+    ordinals: Sequence[int]
 
 
 def names_of_lists(rule: Any) -> tuple[str, ...]:
@@ -20,10 +37,11 @@ def names_of_lists(rule: Any) -> tuple[str, ...]:
 @torch.no_grad()
 def step(
     rule: Any,
-    lists: Sequence[Sequence[Tensor]],
+    lists: Lists,
     hyperparameters: dict[str, Any],
     backend: str | None = None,
     fused: bool = False,
+    coding: Coding | None = None,
 ) -> None:
     """Steps ``lists``, which are those of :func:`names_of_lists`, in place.
 
@@ -33,6 +51,7 @@ def step(
         hyperparameters: the rule's, as checked numbers.
         backend: None chooses the fastest for each tensor; a name obeys or raises.
         fused: True insists on a kernel, as for the optimizer class.
+        coding: None steps floats.
 
     Raises:
         TypeError, ValueError, RuntimeError: something cannot be stepped; no tensor has changed.
@@ -50,14 +69,76 @@ def step(
 
     names = ("step", *rule.states)
     given = [dict(zip(names, entries, strict=True)) for entries in zip(steps, *states, strict=True)]
-    state = {param: dict(entries) for param, entries in zip(params, given, strict=True)}
     keywords = {**execution.DEFAULTS, **formats.DEFAULTS, "backend": backend, "fused": fused}
     group = {**keywords, "params": params}
+    ordinals = coding.ordinals if coding is not None else ()
+    if coding is not None:
+        group |= coding.keywords
+        formats.check(group)
+        if len(ordinals) not in (0, len(params)):
+            raise ValueError(f"ordinals has {len(ordinals)} numbers, params {len(params)} tensors")
+        _put_beside(rule, group, given, coding.beside)
     execution.check(group)
-    plan = Plan(rule, [group], state, grad_of.__getitem__)
+    state = {param: dict(entries) for param, entries in zip(params, given, strict=True)}
+    # A step inside a graph must not wait for a device.
+    plan = Plan(rule, [group], state, grad_of.__getitem__, ordinals=ordinals, may_wait=False)
     plan.load(state)
     plan.run([hyperparameters])
     for param, entries in zip(params, given, strict=True):
         for name, tensor in entries.items():
             if state[param][name] is not tensor:  # it was stepped in a layout of its own
                 tensor.copy_(state[param][name])
+
+
+def _put_beside(
+    rule: Any, group: dict[str, Any], given: Sequence[dict[str, Tensor]], beside: Lists
+) -> None:
+    """Puts the tensors of ``beside`` into the entries of the parameters that they belong to."""
+    labels = [validation.label(0, i, group) for i in range(len(given))]
+    wanted: dict[str, list[int]] = {name: [] for name in BESIDE}
+    for i, (param, who) in enumerate(zip(group["params"], labels, strict=True)):
+        validation.check_param(param, who)
+        stored = formats.formats_of(param, group, who)
+        if stored.codes_states:
+            _check_codes(rule, param, given[i], stored, who)
+            wanted[formats.EXPONENTS].append(i)
+        if stored.splits_weights:
+            wanted[formats.REMAINDER].append(i)
+    for (entry, name), tensors in zip(BESIDE.items(), beside, strict=True):
+        owners = wanted[entry]
+        if len(tensors) != len(owners):
+            lacking = [labels[i] for i in owners[len(tensors) :]]
+            says = f"; {lacking[0]} is the first without" if lacking else ""
+            raise ValueError(
+                f"{name} has {len(tensors)} tensors, and {len(owners)} parameters have one in "
+                f"state_format={group['state_format']!r}, "
+                f"weight_format={group['weight_format']!r}{says}; give one for each of these"
+            )
+        for i, tensor in zip(owners, tensors, strict=True):
+            given[i][entry] = tensor
+
+
+def _check_codes(
+    rule: Any, param: Tensor, entries: dict[str, Tensor], stored: formats.Formats, who: str
+) -> None:
+    """Raises where states would have to be coded anew: the caller's cannot take that."""
+    dtype, layout = coded_states.state_dtype(param, stored), dense_strides(param)
+    for name in rule.states:
+        state = entries[name]
+        if state.dtype != dtype:
+            raise TypeError(
+                f"{name} of {who} has dtype {state.dtype}, and state_format={stored.state!r} keeps "
+                f"states in {dtype}; the optimizer class converts states at a step that is not "
+                "compiled"
+            )
+        if state.shape == param.shape and not _same_order(state, layout):
+            raise ValueError(
+                f"{name} of {who} has strides {state.stride()}, and codes lie in memory as their "
+                f"parameter does, without gaps: {layout}; the optimizer class converts states at "
+                "a step that is not compiled"
+            )
+
+
+def _same_order(tensor: Tensor, strides: tuple[int, ...]) -> bool:
+    sizes = zip(tensor.shape, tensor.stride(), strides, strict=True)
+    return tensor.numel() < 2 or all(size == 1 or a == b for size, a, b in sizes)

@@ -37,7 +37,8 @@ class FusedOptimizer(Optimizer):
     rule: ClassVar[Any]
     """A rule of ``reference.py``."""
     operator: ClassVar[Any]
-    """What ``operators.register`` made of the rule."""
+    coded_operator: ClassVar[Any]
+    """What ``operators.register`` made of the rule, for plain tensors and for all formats."""
 
     _step_supports_amp_scaling = True
     """To torch's GradScaler: ``step`` unscales by ``grad_scale`` and skips by ``found_inf``."""
@@ -349,6 +350,8 @@ class FusedOptimizer(Optimizer):
         While a step is traced, this runs, so that states are made as ever, and is not traced.
         """
         self._hyperparameters()
+        for group in self.param_groups:
+            formats.check(group)
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         if not all(map(validation.is_plain, params)):
             return False

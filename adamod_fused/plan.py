@@ -52,6 +52,8 @@ class Plan:
         grad_of: where gradients come from.
         counts_on_device: step counts are kept on their parameters' device wherever a kernel can
             count there; else only where they are already or ``capturable`` asks for it.
+        ordinals: numbers of the parameters, which choose their random bits; none counts them.
+        may_wait: False looks at no exponent that a device would have to be waited for.
         fast: False reads tensors through Python methods whatever torch offers.
 
     Raises:
@@ -66,9 +68,12 @@ class Plan:
         grad_of: GradOf = operator.attrgetter("grad"),
         *,
         counts_on_device: bool = False,
+        ordinals: Sequence[int] = (),
+        may_wait: bool = True,
         fast: bool = True,
     ) -> None:
         self.counts_on_device = counts_on_device
+        self._ordinals = ordinals
         self._rule = rule
         self._grad_of = grad_of
         self._requested = [_how(group) for group in groups]
@@ -80,8 +85,9 @@ class Plan:
             for i, param in enumerate(group["params"]):
                 label = validation.label(group_index, i, group)
                 self._members.append(self._admit(param, group_index, label, group, state))
+        read = [m for m in self._members if may_wait or m.param.device.type == "cpu"]
         coded_states.check_exponents(
-            [(m.label, state[m.param]) for m in self._members if state.get(m.param)], rule.states
+            [(m.label, state[m.param]) for m in read if state.get(m.param)], rule.states
         )
         validation.check_disjoint(self._written(state))
         self._by_reference = [m for m in self._members if m.batch == BY_REFERENCE]
@@ -120,7 +126,8 @@ class Plan:
             number = self._batches.index(batch)
         elif stored.are_plain:
             layout = ()  # the reference steps whatever lies anyhow
-        key = key_of(group["seed"], len(self._members))
+        ordinal = len(self._members)
+        key = key_of(group["seed"], self._ordinals[ordinal] if self._ordinals else ordinal)
         first = 0 if stored.are_plain else first_index(param, layout)
         return Member(param, group_index, label, number, layout, stored, first, key)
 
@@ -221,7 +228,9 @@ class Plan:
                 entries = state.get(param)
                 if batch >= 0 and entries is not None:
                     given = tuple(entries[name] for name in self._rule.states)
-                    loaded = self._table.put(index, self._grad_of(param), given, entries["step"])
+                    beside = entries.get(formats.EXPONENTS), entries.get(formats.REMAINDER)
+                    grad, step = self._grad_of(param), entries["step"]
+                    loaded = self._table.put(index, grad, given, step, *beside)
                     if not loaded:  # the constructor admitted these very tensors
                         raise RuntimeError("tensors changed while they were being stepped")
         self._refresh_reference(state)

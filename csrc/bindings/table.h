@@ -87,7 +87,9 @@ class Table {
   bool refresh(const py::list& param_groups, const py::dict& state);
 
   // Fills one parameter's row from tensors in hand, as `refresh` does; `clear` goes before.
-  bool put(int param, py::object grad, const py::tuple& states, py::object step);
+  // `exponents`, `remainders`: None where the parameter has none.
+  bool put(int param, py::object grad, const py::tuple& states, py::object step,
+           py::object exponents, py::object remainders);
   void clear();
 
   // Parameters that, or whose gradient, must be copied into the layout before a launch (a DTensor's
