@@ -17,6 +17,7 @@ from helpers import (
     train_step,
 )
 from torch._dynamo.testing import CompileCounterWithBackend
+from twins import GPU, on_each_backend
 
 from adamod_fused import AdaMod
 from adamod_fused.formats import STATE_FORMATS, WEIGHT_FORMATS
@@ -55,6 +56,25 @@ def test_compiled_once_with_the_bits_of_eager(formats: tuple[str, str], backend:
         step()
     assert_same_training(compiled, eager)
     assert counter.frame_count == 1
+
+
+@pytest.mark.gpu
+@on_each_backend
+@pytest.mark.parametrize("formats", FORMATS, ids=str)
+def test_on_a_gpu(formats: tuple[str, str], backend: str) -> None:
+    eager, on_host = make(formats, "cpu"), make(formats)
+    params = [torch.nn.Parameter(param.detach().to(GPU)) for param in params_of(on_host)]
+    groups = [group.copy() for group in on_host.param_groups]
+    for group, part in zip(groups, (params[:2], params[2:3], params[3:]), strict=True):
+        group |= {"params": part, "backend": backend}
+    compiled = AdaMod(groups)
+    step = compiled_step(compiled)
+    for seed in range(3):
+        train_step(eager, seed)
+        for param, twin in zip(params, params_of(eager), strict=True):
+            param.grad = twin.grad.to(GPU)
+        step()
+    assert_same_training(compiled, eager)
 
 
 @pytest.mark.parametrize("formats", [("8bit", "split"), ("16bit", "stochastic")], ids=str)

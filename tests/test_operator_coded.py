@@ -12,6 +12,7 @@ from torch import Tensor
 from adamod_fused import AdaMod, operators, reference
 from adamod_fused.compiled import as_operand
 from adamod_fused.formats import EXPONENTS, REMAINDER, STATE_FORMATS, WEIGHT_FORMATS
+from adamod_fused.plan import Plan
 
 SHAPES = ((7, 5), (33,), (), (0,), (3, 40))
 FORMATS = [(state, weight) for state in STATE_FORMATS for weight in WEIGHT_FORMATS]
@@ -115,6 +116,17 @@ def test_ordinals_and_seed_choose_the_random_bits() -> None:
     operator(**counted)
     for a, b in zip(written(args), written(counted), strict=True):
         assert_same_bits(a, b)
+
+
+def test_nothing_on_a_device_is_read() -> None:
+    """It would be waited for at every step of a graph; to read a meta tensor raises."""
+    param, grad = torch.zeros(64, device="meta"), torch.zeros(64, device="meta")
+    group = {**make(("8bit", "plain"), "reference").param_groups[1], "params": [param]}
+    entries = {name: torch.zeros(64, dtype=torch.uint8, device="meta") for name in STATES}
+    entries |= {"step": torch.zeros(()), EXPONENTS: param.new_ones((2, 3), dtype=torch.uint8)}
+    Plan(AdaMod.rule, [group], {param: entries}, {param: grad}.__getitem__, may_wait=False)
+    with pytest.raises(NotImplementedError, match="meta"):
+        Plan(AdaMod.rule, [group], {param: entries}, {param: grad}.__getitem__)
 
 
 def without_last(tensors: list[Tensor]) -> list[Tensor]:
