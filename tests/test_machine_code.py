@@ -31,7 +31,7 @@ pytestmark = pytest.mark.build
 RULES = {
     "AdaMod": {
         "states": 3,
-        "scalars": 12,
+        "scalars": 12,  # of them; the step is for codes alone
         "operations": {"mul": 13, "add": 4, "sub": 1, "div": 1, "sqrt": 1},
     },
 }
@@ -106,10 +106,10 @@ def test_no_spill_and_no_stack(compiled, arch):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_stream_is_loaded_and_stored_once(sass, arch):
-    for (rule, storage, table, _), code in kernels_of(sass, arch).items():
-        itemsize = ITEMSIZES[storage]
+    for kernel, code in kernels_of(sass, arch).items():
+        itemsize = ITEMSIZES[kernel.storage]
         group = 16 // itemsize
-        states = [4] * RULES[rule]["states"]
+        states = [4] * RULES[kernel.rule]["states"]
         expected = Counter()
         for kind, itemsizes in (
             ("LDG", [itemsize, itemsize, *states]),
@@ -119,11 +119,11 @@ def test_every_stream_is_loaded_and_stored_once(sass, arch):
                 expected[kind, 128] += group * size // 16  # in the body
                 expected[kind, 8 * size] += 1  # in the loop over single elements
         expected["LDG", 32] += 2  # the step's control, where there is one
-        if table == "Address":
+        if kernel.table == "Address":
             expected["LDG", 64] += 1  # first_chunk, in the search
             expected["LDG", 64] += 5 + len(states)  # the row's words that this rule has a use for
-            expected["LDG", 32] += RULES[rule]["scalars"]
-        assert machine_code.accesses(code) == expected, (rule, storage, table)
+            expected["LDG", 32] += RULES[kernel.rule]["scalars"]
+        assert machine_code.accesses(code) == expected, kernel
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -152,12 +152,12 @@ def test_enough_bytes_in_flight(resources, arch):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_operation_is_rounded_once(ptx, arch):
-    for (rule, storage, table, _), lines in kernels_of(ptx, arch).items():
+    for kernel, lines in kernels_of(ptx, arch).items():
         arithmetic = Counter(found[0] for found in re.findall(ARITHMETIC, "\n".join(lines)))
-        elements = 16 // ITEMSIZES[storage] + 1  # a group in the body, one in the other loop
-        operations = RULES[rule]["operations"].items()
+        elements = 16 // ITEMSIZES[kernel.storage] + 1  # a group in the body, one in the other loop
+        operations = RULES[kernel.rule]["operations"].items()
         expected = {f"{name}.rn.f32": elements * count for name, count in operations}
-        assert arithmetic == expected, (rule, storage, table)
+        assert arithmetic == expected, kernel
 
 
 @pytest.mark.parametrize("arch", ARCHS)
