@@ -99,7 +99,8 @@ PYBIND11_MODULE(_C, m) {
       .def("know_dtensor", &Table::know_dtensor)
       .def("expect_state", &Table::expect_state)
       .def("refresh", &Table::refresh)
-      .def("put", &Table::put)
+      .def("put", &Table::put, py::arg("param"), py::arg("grad"), py::arg("states"),
+           py::arg("step"), py::arg("exponents") = py::none(), py::arg("remainders") = py::none())
       .def("clear", &Table::clear)
       .def("staged", &Table::staged)
       .def("stage", &Table::stage)
