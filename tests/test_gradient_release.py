@@ -201,7 +201,7 @@ print(peak() - before)
 
 def peak_kib(how: str) -> int:
     command = [sys.executable, "-c", PEAK, how]
-    # What is freed goes back to the system at once, with glibc and where AddressSanitizer is loaded.
+    # What is freed goes back to the system at once, with glibc and with AddressSanitizer.
     options = f"{os.environ.get('ASAN_OPTIONS', '')}:quarantine_size_mb=0"
     environment = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "ASAN_OPTIONS": options}
     result = subprocess.run(
