@@ -171,8 +171,7 @@ class Plan:
         if (known := dtensor_type()) is not None:
             table.know_dtensor(known, sharding_fields())
         for batch in self._batches:
-            is_coded = not batch.formats.are_plain
-            table.add_batch(batch.backend.chunk_size, batch.counts_on_device, is_coded)
+            table.add_batch(batch.backend.chunk_size, batch.counts_on_device, *batch.formats)
         for member in self._members:
             dtype = torch.float32  # of those that no batch serves, nothing is read
             if member.batch >= 0:
@@ -284,7 +283,7 @@ class Plan:
         held: list[Tensor] = []  # for the launches, which read them
         skipped = False
         for index, batch in enumerate(self._batches):
-            backend, device, dtype, counts_on_device, stored = batch
+            backend, device, dtype, counts_on_device, _ = batch
             values = control.values.to(device) if control is not None else None
             if counts_on_device:
                 held += self._set_groups(index, device, groups)
@@ -292,7 +291,7 @@ class Plan:
                 skipped = True  # what the host counts only the host can leave as it is
                 continue
             if table.batch(index).num_chunks or (counts_on_device and table.batch(index).num_rows):
-                backend.run(name, table, index, device, dtype, values, stored)
+                backend.run(name, table, index, device, dtype, values)
             table.advance(index)
             for number, shard, copy, _ in staged:
                 if number == index and copy is not shard:

@@ -23,7 +23,6 @@ from adamod_fused import backends
 from adamod_fused.backends import extension
 from adamod_fused.backends.cpu import CpuBackend
 from adamod_fused.backends.cuda import CudaBackend
-from adamod_fused.formats import PLAIN
 from adamod_fused.plan import Plan
 
 # For `import bench`; last, so that the package under test may be one installed elsewhere.
@@ -78,8 +77,8 @@ class EmulatedCudaBackend(CudaBackend):
     def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return super().refuses(torch.device("cuda", 0), dtype)
 
-    def run(self, rule, table, index, device, dtype, control=None, formats=PLAIN) -> None:
-        self.launch(rule, table, index, 0, dtype, control, 0, formats)
+    def run(self, rule, table, index, device, dtype, control=None) -> None:
+        self.launch(rule, table, index, 0, dtype, control, 0)
 
     def sum_squares(self, grads, device, dtype) -> Tensor:
         return self.launch_sum_squares(grads, device, dtype, 0, 0)

@@ -166,7 +166,7 @@ def _check_steps(
     options = {**OPTIONS, **changed}
     formats = rows[0].formats
     table = core.Table(list(RULE.states), 1, True)
-    table.add_batch(core.cpu_chunk_size, False, True)
+    table.add_batch(core.cpu_chunk_size, False, *formats)
     state: dict[Tensor, dict[str, Any]] = {row.param: row.state() for row in rows}
     for row in rows:
         layout = list(row.param.stride())
@@ -182,7 +182,7 @@ def _check_steps(
             expected.append(row.stepped(grad, step, options))
         assert table.refresh([{"params": [row.param for row in rows]}], state)
         table.prepare(RULE.name, [RULE.hyperparameters(**options)])
-        core.cpu_step(RULE.name, str(dtype)[6:], table, 0, GRAD_SCALE, threads, isa, *formats)
+        core.cpu_step(RULE.name, str(dtype)[6:], table, 0, GRAD_SCALE, threads, isa)
         table.advance(0)
         for row, wanted in zip(rows, expected, strict=True):
             _assert_same(row, wanted, f"{row.param.numel()} elements, step {step}")
@@ -241,11 +241,31 @@ def test_claims_that_cut_blocks(isa: str, state_format: str) -> None:
         ("float64", ("8bit", "plain")),
         ("float32", ("8bit", "split")),
         ("float16", ("fp32", "stochastic")),
-        ("float32", ("4bit", "plain")),
     ],
 )
 def test_what_does_not_exist_is_refused(dtype: str, formats: tuple[str, str]) -> None:
     table = core.Table(list(RULE.states), 1, True)
-    table.add_batch(core.cpu_chunk_size, False, True)
+    table.add_batch(core.cpu_chunk_size, False, *formats)
     with pytest.raises(ValueError, match=rf"{dtype}, states of {formats[0]} and .* {formats[1]}"):
-        core.cpu_step(RULE.name, dtype, table, 0, 1.0, 1, SETS[0], *formats)
+        core.cpu_step(RULE.name, dtype, table, 0, 1.0, 1, SETS[0])
+
+
+@pytest.mark.parametrize(
+    ("formats", "message"),
+    [
+        (("4bit", "plain"), "state_format must be fp32, 16bit or 8bit, got 4bit"),
+        (("8bit", "exact"), "weight_format must be plain, split or stochastic, got exact"),
+    ],
+)
+def test_a_batch_has_formats_that_exist(formats: tuple[str, str], message: str) -> None:
+    table = core.Table(list(RULE.states), 1, True)
+    with pytest.raises(ValueError, match=message):
+        table.add_batch(core.cpu_chunk_size, False, *formats)
+
+
+def test_a_batch_keeps_its_formats() -> None:
+    table = core.Table(list(RULE.states), 1, True)
+    for formats in (Formats(), *(formats for _, formats in COMBINATIONS)):
+        batch = table.batch(table.add_batch(core.cpu_chunk_size, False, *formats))
+        assert (batch.state_format, batch.weight_format) == formats
+        assert batch.is_coded is not formats.are_plain

@@ -239,7 +239,8 @@ def test_a_trial_is_gated_and_timed_in_the_formats_of_its_job(dtype, formats) ->
 
     class Backend(CpuBackend):
         def run(self, *arguments) -> None:
-            seen.append((arguments[4], arguments[6]))
+            batch = arguments[1].batch(arguments[2])
+            seen.append((arguments[4], (batch.state_format, batch.weight_format)))
             super().run(*arguments)
 
     found = contestant("default", Backend(), formats)

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..formats import PLAIN, Formats
-
 
 class Status(NamedTuple):
     """Whether a backend works on this machine and, where not, why and what to do."""
@@ -47,13 +45,12 @@ class Backend(Protocol):
         device: torch.device,
         dtype: torch.dtype,
         control: Tensor | None = None,
-        formats: Formats = PLAIN,
     ) -> None:
         """Steps all tensors of batch ``index`` of ``table``.
 
         ``control``, float32 ``[2]`` on ``device``: gradients are multiplied by the first; if the
         second is not 0, nothing is done. None is (1, 0). Where the host counts steps, the second
-        is 0: the host has looked. ``formats`` are those of all tensors of the batch.
+        is 0: the host has looked.
         """
 
     def sum_squares(self, grads: Any, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..formats import PLAIN, Formats
 from . import extension
 from .base import Status, dtype_name, refusal
 
@@ -50,10 +49,9 @@ class CpuBackend:
         device: torch.device,
         dtype: torch.dtype,
         control: Tensor | None = None,
-        formats: Formats = PLAIN,
     ) -> None:
         factor = 1.0 if control is None else control[0].item()
-        extension.core.cpu_step(
+        extension.core.cpu_step(  # by place: names would cost a small model's step more
             rule,
             dtype_name(dtype),
             table,
@@ -61,8 +59,6 @@ class CpuBackend:
             factor,
             torch.get_num_threads(),
             self.instruction_set,
-            formats.state,  # by place: names cost a small model's step a twentieth of its time
-            formats.weight,
         )
 
     def sum_squares(self, grads: Any, device: torch.device, dtype: torch.dtype) -> Tensor:

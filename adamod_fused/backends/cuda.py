@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..formats import PLAIN, Formats
 from . import extension
 from .base import Status, dtype_name, refusal
 
@@ -61,12 +60,11 @@ class CudaBackend:
         device: torch.device,
         dtype: torch.dtype,
         control: Tensor | None = None,
-        formats: Formats = PLAIN,
     ) -> None:
         # The engine selects the device itself; here torch's idea of the current one is set too.
         with torch.cuda.device(device):
             stream = torch.cuda.current_stream(device).cuda_stream
-            self.launch(rule, table, index, device.index, dtype, control, stream, formats)
+            self.launch(rule, table, index, device.index, dtype, control, stream)
 
     def launch(
         self,
@@ -77,7 +75,6 @@ class CudaBackend:
         dtype: torch.dtype,
         control: Tensor | None,
         stream: int,
-        formats: Formats = PLAIN,
     ) -> None:
         """Hands batch ``index`` to the engine, to be run on the raw stream ``stream``."""
         batch = table.batch(index)
@@ -96,9 +93,9 @@ class CudaBackend:
             counts=batch.counts_address if there else 0,
             groups=batch.groups_address if there else 0,
             num_groups=batch.num_groups if there else 0,
-            coded=0 if formats.are_plain else batch.coded_address,
-            state_format=formats.state,
-            weight_format=formats.weight,
+            coded=batch.coded_address if batch.is_coded else 0,
+            state_format=batch.state_format,
+            weight_format=batch.weight_format,
         )
 
     def sum_squares(self, grads: Any, device: torch.device, dtype: torch.dtype) -> Tensor:

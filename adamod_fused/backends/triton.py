@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..extras import installed
-from ..formats import PLAIN, Formats
 from . import extension
 from .base import Status, refusal
 
@@ -75,14 +74,13 @@ class TritonBackend:
         device: torch.device,
         dtype: torch.dtype,
         control: Tensor | None = None,
-        formats: Formats = PLAIN,
     ) -> None:
         engine, prepare = _kernels("engine"), _kernels("prepare")
         matrix, upload = _kernels("table").Matrix, _kernels("table").upload
         batch = table.batch(index)
         num_scalars = extension.core.rules[rule][0]
         halves = [matrix(batch.rows, engine.ROW_SIZE.value)]
-        if not formats.are_plain:
+        if batch.is_coded:
             halves.append(matrix(batch.coded, _kernels("coded").CODED_SIZE.value))
         if batch.counts_on_device:
             counts = matrix(batch.counts, prepare.COUNT_SIZE.value)
@@ -93,7 +91,7 @@ class TritonBackend:
             scalars = matrix(table.scalars, num_scalars, torch.float32)
             scalars, rows, *coded = upload([scalars, *halves], device)
         if batch.num_chunks:
-            stored = (*coded, *formats) if coded else ()
+            stored = (*coded, batch.state_format, batch.weight_format) if coded else ()
             engine.step(rule, dtype, rows, scalars, batch.num_chunks, control, *stored)
 
     def sum_squares(self, grads: Any, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -74,10 +74,9 @@ class TunedTriton(TritonBackend):
         device: torch.device,
         dtype: torch.dtype,
         control: Tensor | None = None,
-        formats: Formats = PLAIN,
     ) -> None:
         with self._changed():
-            super().run(rule, table, index, device, dtype, control, formats)
+            super().run(rule, table, index, device, dtype, control)
 
 
 def contestant(name: str, backend: Backend, formats: Formats = PLAIN) -> Contestant:

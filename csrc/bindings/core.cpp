@@ -35,15 +35,14 @@ py::memoryview view_of(std::vector<T>& array) {
 }
 
 void cpu_step(const std::string& rule, const std::string& dtype, Table& table, int index,
-              float grad_scale, int threads, const std::string& instruction_set,
-              const std::string& state_format, const std::string& weight_format) {
+              float grad_scale, int threads, const std::string& instruction_set) {
   const Batch& batch = table.batch(index);
   const void* scalars = dtype == "float64" ? static_cast<const void*>(table.scalars64().data())
                                            : table.scalars().data();
   const py::gil_scoped_release release;
-  const cpu::Formats formats{state_format, weight_format, batch.coded.data()};
-  cpu::step(rule, dtype, formats, batch.rows.data(), static_cast<std::int64_t>(batch.rows.size()),
-            scalars, grad_scale, threads, instruction_set);
+  const cpu::Batch given{batch.rows.data(), static_cast<std::int64_t>(batch.rows.size()),
+                         batch.coded.data(), scalars, grad_scale};
+  cpu::step(rule, dtype, batch.formats, given, threads, instruction_set);
 }
 
 double cpu_sum_squares(const std::string& dtype, const GradTable& table, int threads,
@@ -76,6 +75,10 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("coded", [](Batch& b) { return view_of(b.coded); })
       .def_readonly("num_chunks", &Batch::num_chunks)
       .def_readonly("counts_on_device", &Batch::counts_on_device)
+      .def_readonly("is_coded", &Batch::is_coded)
+      .def_property_readonly("state_format", [](const Batch& b) { return b.formats.state_name(); })
+      .def_property_readonly("weight_format",
+                             [](const Batch& b) { return b.formats.weight_name(); })
       .def_property_readonly("counts_address", [](const Batch& b) { return address_of(b.counts); })
       .def_property_readonly("counts", [](Batch& b) { return view_of(b.counts); })
       .def_property_readonly("groups_address", [](const Batch& b) { return address_of(b.groups); })
@@ -92,7 +95,7 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<const std::vector<std::string>&, std::size_t, bool>(), py::arg("states"),
            py::arg("num_groups"), py::arg("fast"))
       .def("add_batch", &Table::add_batch, py::arg("chunk_size"), py::arg("counts_on_device"),
-           py::arg("is_coded") = false)
+           py::arg("state_format") = "fp32", py::arg("weight_format") = "plain")
       .def("add_param", &Table::add_param, py::arg("param"), py::arg("group"), py::arg("batch"),
            py::arg("state_dtype"), py::arg("layout"), py::arg("coding") = py::none())
       .def("trust", &Table::trust)
@@ -118,8 +121,7 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("num_scalars", &Table::num_scalars);
 
   m.def("cpu_step", &cpu_step, py::arg("rule"), py::arg("dtype"), py::arg("table"),
-        py::arg("index"), py::arg("grad_scale"), py::arg("threads"), py::arg("instruction_set"),
-        py::arg("state_format") = "fp32", py::arg("weight_format") = "plain");
+        py::arg("index"), py::arg("grad_scale"), py::arg("threads"), py::arg("instruction_set"));
   m.def("cpu_sum_squares", &cpu_sum_squares);
   m.def("cpu_instruction_sets", &cpu::instruction_sets);
   m.def("prefer_huge_pages", [](std::uintptr_t address, std::size_t bytes) {

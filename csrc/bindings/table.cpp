@@ -61,8 +61,11 @@ Table::Table(const std::vector<std::string>& states, std::size_t num_groups, boo
   for (const std::string& name : states) entry_names_.push_back(interned(name.c_str()));
 }
 
-int Table::add_batch(std::int64_t chunk_size, bool counts_on_device, bool is_coded) {
-  batches_.push_back(Batch{chunk_size, counts_on_device, is_coded, {}, {}, 0, {}, {}});
+int Table::add_batch(std::int64_t chunk_size, bool counts_on_device,
+                     const std::string& state_format, const std::string& weight_format) {
+  const Formats formats = Formats::named(state_format, weight_format);
+  const bool is_coded = !formats.are_plain();
+  batches_.push_back(Batch{chunk_size, counts_on_device, formats, is_coded, {}, {}, 0, {}, {}});
   return static_cast<int>(batches_.size()) - 1;
 }
 

@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "../engine/formats.h"
 #include "../engine/row.h"
 #include "dtensor_reader.h"
 #include "tensor_reader.h"
@@ -32,7 +33,8 @@ constexpr int dormant = -2;  // neither gradient nor state so far
 struct Batch {
   std::int64_t chunk_size;
   bool counts_on_device;  // and so scalars are prepared there, one row for each tensor
-  bool is_coded;          // states or weights are not plain floats
+  Formats formats;
+  bool is_coded;  // they are not plain
   std::vector<Row> rows;
   std::vector<Coded> coded;  // where they are not, one for each row
   std::int64_t num_chunks = 0;
@@ -60,8 +62,9 @@ class Table {
   // ones too. `fast`: see TensorReader.
   Table(const std::vector<std::string>& states, std::size_t num_groups, bool fast);
 
-  // Adds an empty batch and returns its index.
-  int add_batch(std::int64_t chunk_size, bool counts_on_device, bool is_coded);
+  // Adds an empty batch and returns its index. Throws std::invalid_argument as Formats::named.
+  int add_batch(std::int64_t chunk_size, bool counts_on_device, const std::string& state_format,
+                const std::string& weight_format);
 
   // Adds a parameter of param group `group`, to be served by batch `batch` or by none, and returns
   // its index. `layout`: the strides that states have and that kernels run in, the

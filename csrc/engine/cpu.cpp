@@ -126,17 +126,13 @@ std::vector<std::string> instruction_sets() {
 }
 
 void step(const std::string& rule, const std::string& dtype, const Formats& formats,
-          const Row* rows, std::int64_t num_rows, const void* scalars, float grad_scale,
-          int threads, const std::string& instruction_set) {
+          const Batch& batch, int threads, const std::string& instruction_set) {
   check_supported(instruction_set);
-  const bool is_plain = formats.states == "fp32" && formats.weights == "plain";
-  const Span span =
-      is_plain ? span_for(rule, dtype, instruction_set)
-               : coded_span_for(rule, dtype, formats.states, formats.weights, instruction_set);
-  if (num_rows == 0) return;
+  const Span span = formats.are_plain() ? span_for(rule, dtype, instruction_set)
+                                        : coded_span_for(rule, dtype, formats, instruction_set);
+  if (batch.num_rows == 0) return;
 
-  const Batch batch{rows, num_rows, formats.coded, scalars, grad_scale};
-  const Row& last = rows[num_rows - 1];
+  const Row& last = batch.rows[batch.num_rows - 1];
   const std::int64_t total = last.first_chunk + last.numel;
   threads = static_cast<int>(std::clamp<std::int64_t>(total / least_per_thread, 1, threads));
   const std::int64_t claim_size = claim_size_for(total, threads);
@@ -146,7 +142,7 @@ void step(const std::string& rule, const std::string& dtype, const Formats& form
       const std::int64_t begin = next_claim.fetch_add(1, std::memory_order_relaxed) * claim_size;
       if (begin >= total) return;
       const Row* row = std::upper_bound(
-          rows, rows + num_rows, begin,
+          batch.rows, batch.rows + batch.num_rows, begin,
           [](std::int64_t element, const Row& r) { return element < r.first_chunk; });
       span(batch, row - 1, begin, std::min(begin + claim_size, total));
     }

@@ -10,6 +10,7 @@
 
 #include "../host_device.h"
 #include "codes.h"
+#include "formats.h"
 #include "random_bits.h"
 #include "row.h"
 #include "weights.h"
@@ -18,18 +19,16 @@ namespace cpu {
 
 constexpr int block = codes::block;
 
-enum class Weights { plain, split, stochastic };
-
 // Where the elements from a block's first one lie.
-template <class Rule_, class Format_, int bytes_, Weights weights_>
+template <class Rule_, class Format_, int bytes_, WeightFormat weights_>
 struct Elements {
   using Rule = Rule_;
   using Format = Format_;
   static constexpr int bytes = bytes_;
-  static constexpr Weights weights = weights_;
+  static constexpr WeightFormat weights = weights_;
   static constexpr int num_states = Rule::num_states;
   static constexpr bool has_codes = bytes != 4;
-  static constexpr bool is_random = has_codes || weights == Weights::stochastic;
+  static constexpr bool is_random = has_codes || weights == WeightFormat::stochastic;
 
   using Storage = typename Format::storage;
   using Code = std::conditional_t<bytes == 1, std::uint8_t, std::uint16_t>;
@@ -56,7 +55,7 @@ struct Elements {
       : param(static_cast<Storage*>(row.param) + i),
         grad(static_cast<const Storage*>(row.grad) + i),
         exponents(has_codes ? coded.exponents + i / block * num_states : nullptr),
-        remainders(weights == Weights::split ? coded.remainders + i : nullptr),
+        remainders(weights == WeightFormat::split ? coded.remainders + i : nullptr),
         first_index(static_cast<std::uint64_t>(coded.first_index + i)),
         key(coded.key) {
     for (int k = 0; k < num_states; ++k) states[k] = static_cast<State*>(row.state[k]) + i;
@@ -67,7 +66,7 @@ struct Elements {
     grad += count;
     for (State*& state : states) state += count;
     if (has_codes) exponents += count / block * num_states;
-    if (weights == Weights::split) remainders += count;
+    if (weights == WeightFormat::split) remainders += count;
     first_index += static_cast<std::uint64_t>(count);
   }
 
@@ -80,15 +79,16 @@ struct Elements {
   }
 
   HOST_DEVICE float weight_at(int i) const {
-    if constexpr (weights == Weights::split) return weights::Split::load(param[i], remainders[i]);
+    if constexpr (weights == WeightFormat::split)
+      return weights::Split::load(param[i], remainders[i]);
     return Format::load(param[i]);
   }
 
   HOST_DEVICE void store_weight(int i, float value, std::uint32_t random) const {
     const std::uint32_t pattern = weights::pattern_of(value);
-    if constexpr (weights == Weights::plain) {
+    if constexpr (weights == WeightFormat::plain) {
       param[i] = Format::store(value);
-    } else if constexpr (weights == Weights::split) {
+    } else if constexpr (weights == WeightFormat::split) {
       param[i] = weights::Split::param(pattern);
       remainders[i] = weights::Split::remainder(pattern);
     } else {

@@ -43,25 +43,25 @@ HOST_DEVICE void update_span(const Batch& batch, const Row* row, std::int64_t be
   }
 }
 
-template <class Rule, class Format, int bytes, Weights weights>
+template <class Rule, class Format, int bytes, WeightFormat weights>
 void span_baseline(const Batch& batch, const Row* row, std::int64_t begin, std::int64_t end) {
   update_span<Elements<Rule, Format, bytes, weights>>(batch, row, begin, end);
 }
 
 #ifdef __x86_64__
-template <class Rule, class Format, int bytes, Weights weights>
+template <class Rule, class Format, int bytes, WeightFormat weights>
 CPU_AVX2 void span_avx2(const Batch& batch, const Row* row, std::int64_t begin, std::int64_t end) {
   update_span<Elements<Rule, Format, bytes, weights>>(batch, row, begin, end);
 }
 
-template <class Rule, class Format, int bytes, Weights weights>
+template <class Rule, class Format, int bytes, WeightFormat weights>
 CPU_AVX512 void span_avx512(const Batch& batch, const Row* row, std::int64_t begin,
                             std::int64_t end) {
   update_span<Elements<Rule, Format, bytes, weights>>(batch, row, begin, end);
 }
 #endif
 
-template <class Rule, class Format, int bytes, Weights weights>
+template <class Rule, class Format, int bytes, WeightFormat weights>
 Span span_for(const std::string& instruction_set) {
 #ifdef __x86_64__
   if (instruction_set == "avx512") return span_avx512<Rule, Format, bytes, weights>;
@@ -70,55 +70,58 @@ Span span_for(const std::string& instruction_set) {
   return span_baseline<Rule, Format, bytes, weights>;
 }
 
-template <class Rule, class Format, Weights weights>
-Span span_for(const std::string& state_format, const std::string& instruction_set) {
-  if (state_format == "8bit") return span_for<Rule, Format, 1, weights>(instruction_set);
-  if (state_format == "16bit") return span_for<Rule, Format, 2, weights>(instruction_set);
-  if constexpr (weights != Weights::plain) {
-    if (state_format == "fp32") return span_for<Rule, Format, 4, weights>(instruction_set);
+template <class Rule, class Format, WeightFormat weights>
+Span span_for(StateFormat states, const std::string& instruction_set) {
+  if (states == StateFormat::in_8_bits) {
+    return span_for<Rule, Format, 1, weights>(instruction_set);
+  }
+  if (states == StateFormat::in_16_bits) {
+    return span_for<Rule, Format, 2, weights>(instruction_set);
+  }
+  if constexpr (weights != WeightFormat::plain) {
+    return span_for<Rule, Format, 4, weights>(instruction_set);
   }
   return nullptr;
 }
 
 template <class Rule>
-Span span_for(const std::string& dtype, const std::string& state_format,
-              const std::string& weight_format, const std::string& instruction_set) {
-  if (weight_format == "plain") {
+Span span_for(const std::string& dtype, const Formats& formats,
+              const std::string& instruction_set) {
+  if (formats.weights == WeightFormat::plain) {
     if (dtype == "float32") {
-      return span_for<Rule, Float32, Weights::plain>(state_format, instruction_set);
+      return span_for<Rule, Float32, WeightFormat::plain>(formats.states, instruction_set);
     }
     if (dtype == "bfloat16") {
-      return span_for<Rule, BFloat16, Weights::plain>(state_format, instruction_set);
+      return span_for<Rule, BFloat16, WeightFormat::plain>(formats.states, instruction_set);
     }
     if (dtype == "float16") {
-      return span_for<Rule, Float16, Weights::plain>(state_format, instruction_set);
+      return span_for<Rule, Float16, WeightFormat::plain>(formats.states, instruction_set);
     }
   }
-  if (dtype == "bfloat16" && weight_format == "split") {
-    return span_for<Rule, BFloat16, Weights::split>(state_format, instruction_set);
+  if (dtype == "bfloat16" && formats.weights == WeightFormat::split) {
+    return span_for<Rule, BFloat16, WeightFormat::split>(formats.states, instruction_set);
   }
-  if (dtype == "bfloat16" && weight_format == "stochastic") {
-    return span_for<Rule, BFloat16, Weights::stochastic>(state_format, instruction_set);
+  if (dtype == "bfloat16" && formats.weights == WeightFormat::stochastic) {
+    return span_for<Rule, BFloat16, WeightFormat::stochastic>(formats.states, instruction_set);
   }
   return nullptr;
 }
 
 }  // namespace
 
-Span coded_span_for(const std::string& rule, const std::string& dtype,
-                    const std::string& state_format, const std::string& weight_format,
+Span coded_span_for(const std::string& rule, const std::string& dtype, const Formats& formats,
                     const std::string& instruction_set) {
   Span found = nullptr;
-#define FIND_IF_NAMED(Rule)                                                             \
-  if (rule == Rule<float>::name) {                                                      \
-    found = span_for<Rule<float>>(dtype, state_format, weight_format, instruction_set); \
+#define FIND_IF_NAMED(Rule)                                         \
+  if (rule == Rule<float>::name) {                                  \
+    found = span_for<Rule<float>>(dtype, formats, instruction_set); \
   }
   FOR_EACH_RULE(FIND_IF_NAMED)
 #undef FIND_IF_NAMED
   if (found != nullptr) return found;
   throw std::invalid_argument("the CPU engine does not serve rule " + rule +
-                              " with parameters of " + dtype + ", states of " + state_format +
-                              " and weights of " + weight_format);
+                              " with parameters of " + dtype + ", states of " +
+                              formats.state_name() + " and weights of " + formats.weight_name());
 }
 
 }  // namespace cpu
