@@ -45,6 +45,7 @@ Table::Table(const std::vector<std::string>& states, std::size_t num_groups, boo
       params_key_(interned("params")),
       grad_key_(interned("grad")),
       version_key_(interned("_version")),
+      // Both are names of adamod_fused/formats.py, which says where they are needed.
       exponents_key_(interned("block_exponents")),
       remainders_key_(interned("param_remainder")),
       grad_descriptor_(trusted_types_[0].attr("grad")),

@@ -4,7 +4,7 @@
 // A hash of the element gives each stream a starting point, and a step moves it by the stream's own
 // odd constant modulo 2^32: over steps a Weyl sequence. At any one step the bits are uniform over
 // elements; over steps those of one element fill the range far more evenly than independent ones,
-// so that the rounding of a slow average errs half as much.
+// so that the rounding of a slow average errs less.
 #pragma once
 
 #include <cstdint>

@@ -16,7 +16,7 @@ struct Row {
   std::int64_t scalars;      // which row of scalars applies
 };
 
-static_assert(sizeof(Row) == 64, "triton_kernels/engine.py counts on eight 64-bit columns");
+static_assert(sizeof(Row) == 64, "triton_kernels/table.py counts on eight 64-bit columns");
 
 // Of a row whose states or weights are not plain floats; beside the rows, in the same order.
 struct Coded {
@@ -26,7 +26,7 @@ struct Coded {
   std::uint64_t key;         // of the random bits
 };
 
-static_assert(sizeof(Coded) == 32, "triton_kernels/engine.py counts on four 64-bit columns");
+static_assert(sizeof(Coded) == 32, "triton_kernels/coded.py counts on four 64-bit columns");
 
 // Of a row whose step count lives on the device, where its scalars are then prepared too.
 struct Count {

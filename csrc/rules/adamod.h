@@ -28,7 +28,7 @@ struct AdaMod {
     T eps;
     T step_size, denom_scale, update_scale;  // where the bias corrections sit: a, b, c
     T param_decay;                           // 1 - lr * weight_decay
-    T step;                                  // for random bits; the first is 1
+    T step;                                  // the number of this step, the first being 1
   };
 
   // What a param group sets, in float64.
