@@ -130,16 +130,9 @@ __global__ void __launch_bounds__(tuning.block_threads, tuning.min_blocks)
     step_kernel(const __grid_constant__ Table table) {
   const Control control = control_at(table.control);
   if (control.skip != 0) return;
-  if constexpr (tuning.persistent) {
-    const Row& last = table.rows[table.num_rows - 1];
-    const std::int64_t num_chunks =
-        last.first_chunk + (last.numel + tuning.chunk_size - 1) / tuning.chunk_size;
-    for (std::int64_t chunk = blockIdx.x; chunk < num_chunks; chunk += gridDim.x) {
-      update_chunk<Rule, Format>(table, control.grad_scale, chunk);
-    }
-  } else {
-    update_chunk<Rule, Format>(table, control.grad_scale, blockIdx.x);
-  }
+  for_each_chunk(table, [&](std::int64_t chunk) {
+    update_chunk<Rule, Format>(table, control.grad_scale, chunk);
+  });
 }
 
 }  // namespace cuda_engine

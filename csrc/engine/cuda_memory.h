@@ -1,5 +1,5 @@
-// How a thread of a kernel reaches memory: accesses of 128 bits, the row that its block works on,
-// and the control of the step.
+// How a thread of a kernel reaches memory: accesses of 128 bits, the chunks and the row that its
+// block works on, and the control of the step.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -76,6 +76,19 @@ __device__ __forceinline__ int row_of(const Table& table, std::int64_t unit) {
     (first_unit(table.rows[middle]) <= unit ? low : high) = middle;
   }
   return low;
+}
+
+// Calls `update(chunk)` for each chunk of the whole table that is this block's to do.
+template <typename Table, typename Update>
+__device__ __forceinline__ void for_each_chunk(const Table& table, Update update) {
+  if constexpr (tuning.persistent) {
+    const Row& last = table.rows[table.num_rows - 1];
+    const std::int64_t num_chunks =
+        last.first_chunk + (last.numel + tuning.chunk_size - 1) / tuning.chunk_size;
+    for (std::int64_t chunk = blockIdx.x; chunk < num_chunks; chunk += gridDim.x) update(chunk);
+  } else {
+    update(blockIdx.x);
+  }
 }
 
 // What the step is to do, said on the device; without a word, all of it.
