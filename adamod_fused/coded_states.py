@@ -15,7 +15,7 @@ from torch import Tensor
 from . import codes, finite, validation
 from .dtensor import is_dtensor, local, same_sharding, wrapped
 from .formats import EXPONENTS, REMAINDER, STATE_FORMATS, Formats
-from .layout import dense_strides, in_memory_order, laid_out
+from .layout import dense_strides, in_memory_order, laid_out, lies_as
 from .reference import COMPUTE_DTYPES
 
 Entries = dict[str, Any]
@@ -54,7 +54,8 @@ def check(param: Tensor, entries: Entries, names: Sequence[str], who: str) -> No
     if not coded:
         return
     shards = [local(entries[name]) for name in names]
-    if not all(_lie_alike(shards[0], shard) for shard in shards):
+    layout = dense_strides(shards[0])
+    if not all(lies_as(shard, layout) for shard in shards):
         raise ValueError(
             f"the codes of {who} do not lie in memory alike, and so share no blocks (strides "
             f"{[shard.stride() for shard in shards]}); load a state_dict, which holds values"
@@ -73,19 +74,6 @@ def check(param: Tensor, entries: Entries, names: Sequence[str], who: str) -> No
             f"{_described(exponents)}; load a state_dict, which holds values"
         )
     validation.check_memory(exponents, f"{EXPONENTS} of {who}")
-
-
-def _lie_alike(a: Tensor, b: Tensor) -> bool:
-    """Whether both are without gaps and have their elements in one order."""
-    strides = [t.stride() for t in (a, b)]
-    order = [
-        [s for s, size in zip(stride, a.shape, strict=True) if size != 1] for stride in strides
-    ]
-    return a.numel() < 2 or (order[0] == order[1] and _is_dense(a))
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    return tensor.is_contiguous() or tensor.stride() == dense_strides(tensor)
 
 
 def _described(value: Any) -> str:

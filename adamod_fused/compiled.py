@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .formats import LIVE
+from .formats import LIVE, PLAIN
 from .lists import BESIDE
 from .optimizer import FusedOptimizer
 
@@ -40,7 +40,7 @@ def step(optimizer: FusedOptimizer) -> None:
             )
         if params:
             operator, coding = optimizer.operator, {}
-            if (group["state_format"], group["weight_format"]) != ("fp32", "plain"):
+            if (group["state_format"], group["weight_format"]) != PLAIN:
                 operator = optimizer.coded_operator
                 coding = _coding(group, states, [i for i, _ in due])
             with torch.no_grad():

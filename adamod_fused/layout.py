@@ -13,6 +13,12 @@ def dense_strides(tensor: Tensor) -> tuple[int, ...]:
     return torch.empty_like(tensor, device="meta").stride()
 
 
+def lies_as(tensor: Tensor, strides: tuple[int, ...]) -> bool:
+    """Whether its elements lie as ``strides`` say, those of dimensions of size 1 aside."""
+    sizes = zip(tensor.shape, tensor.stride(), strides, strict=True)
+    return tensor.numel() < 2 or all(size == 1 or a == b for size, a, b in sizes)
+
+
 @torch.no_grad()
 def laid_out(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
     """``tensor`` itself where it lies in memory as it should, or else a copy that does."""

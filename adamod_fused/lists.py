@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import coded_states, execution, formats, validation
-from .layout import dense_strides
+from .layout import dense_strides, lies_as
 from .plan import Plan
 
 Lists = Sequence[Sequence[Tensor]]
@@ -131,14 +131,9 @@ def _check_codes(
                 f"states in {dtype}; the optimizer class converts states at a step that is not "
                 "compiled"
             )
-        if state.shape == param.shape and not _same_order(state, layout):
+        if state.shape == param.shape and not lies_as(state, layout):
             raise ValueError(
                 f"{name} of {who} has strides {state.stride()}, and codes lie in memory as their "
                 f"parameter does, without gaps: {layout}; the optimizer class converts states at "
                 "a step that is not compiled"
             )
-
-
-def _same_order(tensor: Tensor, strides: tuple[int, ...]) -> bool:
-    sizes = zip(tensor.shape, tensor.stride(), strides, strict=True)
-    return tensor.numel() < 2 or all(size == 1 or a == b for size, a, b in sizes)
