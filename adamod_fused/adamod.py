@@ -7,6 +7,7 @@ from typing import Any
 from torch.optim.optimizer import ParamsT
 
 from . import operators, reference
+from .bound_stats import EVERY, BoundTracker, every_of
 from .optimizer import FusedOptimizer
 from .validation import check_choice, check_range
 
@@ -88,6 +89,8 @@ class AdaMod(FusedOptimizer):
         seed: of the random bits, a whole number >= 0; they are a function of it, of the
             parameter's place among all, of the step and of the element's index. A loaded state
             dict brings its own. Default: 0.
+        track_bound: True has every 100th step, the first among them, show what the bound does to
+            it (see ``bound_stats``); a number n every n-th. Default: False.
 
     Hyperparameters may be 0-dim tensors. Those on a GPU (float32 or float64) are read there at
     every step and every replay of a graph, and their ranges are not checked.
@@ -148,7 +151,9 @@ class AdaMod(FusedOptimizer):
         weight_format: str = "plain",
         min_coded_numel: int = 4096,
         seed: int = 0,
+        track_bound: bool | int = False,
     ) -> None:
+        every = every_of(track_bound)
         super().__init__(
             params,
             {
@@ -170,3 +175,47 @@ class AdaMod(FusedOptimizer):
                 "seed": seed,
             },
         )
+        self.track_bound(every)
+
+    def track_bound(self, every: int = EVERY) -> None:
+        """Has every ``every``-th step, this next one first, show what the bound does to it.
+
+        Such a step reads the states once more, behind the step itself; the steps between are what
+        they are without. What is seen waits on the device until ``bound_stats()``.
+
+        Args:
+            every: steps from one that is seen to the next; 0 turns it off. Default: 100.
+
+        Raises:
+            TypeError, ValueError: ``every`` is no whole number >= 0.
+        """
+        self._tracker = BoundTracker(every_of(every))
+
+    def bound_stats(self, by: str = "tensor") -> list[dict[str, Any]]:
+        """What the bound did in the last step that was seen; waits for the device.
+
+        Of DTensors, what this rank holds. A step that a loss scale's overflow skipped is not seen.
+        A step in ``torch.compile`` runs outside of the graph while the bound is tracked.
+
+        Args:
+            by: ``"tensor"`` or ``"group"``: what there is a row for. Default: "tensor".
+
+        Returns:
+            A list of rows, empty before the first such step; ``pandas.DataFrame`` takes it as it
+            is. A row is a dict: ``step``, ``group``, ``index`` of the parameter in its group,
+            ``name`` (where the optimizer was given named parameters), ``numel``, ``lr``;
+            ``bounded``: the share of elements whose rate the bound cut, s < eta, in 0..1;
+            ``rate_min``, ``rate_max``, ``rate_mean`` of eta, Adam's learning rate of each element,
+            and ``rate_hist``, its histogram; ``bounded_rate_...``: the same of min(eta, s);
+            ``grad_norm`` (of the gradients as the step used them, unscaled and clipped),
+            ``update_norm`` (of the step without its weight decay); ``dead``: elements that never
+            had a gradient, exp_avg_sq = 0; ``nonfinite``: elements whose gradient or update is
+            inf or NaN, which count nowhere else. Histograms are 64 counts, of the bins between
+            ``adamod_fused.bound_stats.HISTOGRAM_EDGES``. States in few bits are seen as they are
+            stored.
+
+        Raises:
+            RuntimeError: the bound is not tracked.
+            ValueError: another ``by``.
+        """
+        return self._tracker.rows(self.param_groups, by)

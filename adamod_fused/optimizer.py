@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import coded_states, execution, finite, formats, state_dicts, validation
+from .bound_stats import BoundTracker
 from .control import Clip, HandedOver, check_max_norm, clip_of, control, hand_over, scale_of
 from .hyperparameters import as_numbers, is_on_device
 from .memory_report import MemoryReport, memory_report
@@ -52,6 +53,7 @@ class FusedOptimizer(Optimizer):
         self._check_group(defaults)
         super().__init__(params, defaults)
         self._release: GradientRelease | None = None
+        self._tracker = BoundTracker()
         self._forget_plan()
 
     def _forget_plan(self) -> None:
@@ -70,7 +72,8 @@ class FusedOptimizer(Optimizer):
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
-        self.__dict__.setdefault("_release", None)  # hooks outlive a load, and not a copy
+        self.__dict__.setdefault("_release", None)  # hooks outlive a load, and not a copy,
+        self.__dict__.setdefault("_tracker", BoundTracker())  # as does what is seen
         self._forget_plan()
 
     def _check_group(self, group: dict[str, Any]) -> None:
@@ -126,6 +129,7 @@ class FusedOptimizer(Optimizer):
 
     def _step_eagerly(self) -> None:
         self._step_exclusively()
+        self._tracker.advance()
         if self._release is not None:
             self._release.free()
 
@@ -166,7 +170,8 @@ class FusedOptimizer(Optimizer):
                 "gradients changed after clip_grad_norm_(); call it right before step(), after "
                 "the last backward pass"
             )
-        plan.run(hyperparameters, control(grad_scale, found_inf, clip))
+        look = self._tracker.look(hyperparameters)
+        plan.run(hyperparameters, control(grad_scale, found_inf, clip), look)
 
     def _amp(self) -> tuple[Tensor | None, Tensor | None]:
         """What a GradScaler sets for the time of a step: the loss scale, and whether to skip."""
@@ -185,8 +190,8 @@ class FusedOptimizer(Optimizer):
 
     def _is_controlled(self) -> bool:
         """Whether the next step is more than one of the parameters by their gradients."""
-        released = self._release is not None
-        return released or self._clip is not None or any(value is not None for value in self._amp())
+        beside = self._release is not None or self._tracker.every > 0
+        return beside or self._clip is not None or any(value is not None for value in self._amp())
 
     def _refreshed_plan(self) -> Plan:
         """The plan, with the tensors of now taken down."""
@@ -203,12 +208,8 @@ class FusedOptimizer(Optimizer):
                 )
             for group in self.param_groups:
                 self._check_group(group)
-            plan = Plan(
-                self.rule,
-                self.param_groups,
-                self.state,
-                counts_on_device=self._counts_on_device,
-            )
+            there = self._counts_on_device
+            plan = Plan(self.rule, self.param_groups, self.state, counts_on_device=there)
             if not plan.refresh(self.param_groups, self.state):
                 raise RuntimeError("parameters changed while they were being stepped")
             self._plan = plan

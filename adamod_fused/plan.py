@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import by_reference, coded_states, execution, formats, norm, states, validation
 from .backends import Backend, choose, extension
+from .bound_stats import Look
 from .codes import key_of
 from .control import Control
 from .dtensor import dtensor_type, first_index, local, redistributed, sharding_fields
@@ -235,20 +236,24 @@ class Plan:
         self._refresh_reference(state)
 
     def run(
-        self, hyperparameters: Sequence[dict[str, Any]], control: Control | None = None
+        self,
+        hyperparameters: Sequence[dict[str, Any]],
+        control: Control | None = None,
+        look: Look | None = None,
     ) -> None:
         """Steps all that ``refresh`` or ``load`` took down.
 
         Args:
             hyperparameters: of each param group, numbers or ``DeviceNumber``.
             control: what holds for all gradients; None changes nothing.
+            look: what is to be seen of the step.
         """
         self._check_capture()
         try:
             if self._table is not None:
-                self._run_kernels(hyperparameters, control)
+                self._run_kernels(hyperparameters, control, look)
             if self._due_by_reference:
-                self._run_reference(hyperparameters, control)
+                self._run_reference(hyperparameters, control, look)
         except BaseException:
             self._let_go()
             raise
@@ -271,7 +276,7 @@ class Plan:
             )
 
     def _run_kernels(
-        self, hyperparameters: Sequence[dict[str, Any]], control: Control | None
+        self, hyperparameters: Sequence[dict[str, Any]], control: Control | None, look: Look | None
     ) -> None:
         table, name = self._table, self._rule.name
         groups = [self._rule.hyperparameters(**values) for values in hyperparameters]
@@ -291,7 +296,11 @@ class Plan:
                 skipped = True  # what the host counts only the host can leave as it is
                 continue
             if table.batch(index).num_chunks or (counts_on_device and table.batch(index).num_rows):
-                backend.run(name, table, index, device, dtype, values)
+                observed = None
+                if look is not None:
+                    rows, ordinals = table.batch(index).rows, table.row_params(index)
+                    observed = look.room(rows, backend.chunk_size, ordinals, device)
+                backend.run(name, table, index, device, dtype, values, observed)
             table.advance(index)
             for number, shard, copy, _ in staged:
                 if number == index and copy is not shard:
@@ -332,7 +341,7 @@ class Plan:
 
     @torch.no_grad()
     def _run_reference(
-        self, hyperparameters: Sequence[dict[str, Any]], control: Control | None
+        self, hyperparameters: Sequence[dict[str, Any]], control: Control | None, look: Look | None
     ) -> None:
         due, self._due_by_reference = self._due_by_reference, []  # holds gradients
         factor, skip = (1.0, 0.0) if control is None else control.values.tolist()
@@ -343,6 +352,9 @@ class Plan:
             numbers = {name: on_host(value) for name, value in values.items()}
             scalars = self._rule.prepare(int(step.states["step"]) + 1, **numbers)
             by_reference.step(self._rule, step, scalars, factor)
+            if look is not None:
+                ordinal = next(i for i, m in enumerate(self._members) if m is step.member)
+                look.add(*by_reference.observe(self._rule, step, scalars, factor), [ordinal])
             step.states["step"] += 1
 
     @torch.no_grad()

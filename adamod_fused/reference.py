@@ -56,31 +56,31 @@ def sum_squares(tensors: Sequence[Tensor]) -> Tensor:
     csrc/engine/row.h says: the same bits on every backend.
     """
     segments = [
-        _halved(_in_lanes(tensor.flatten().double().square(), SEGMENT_SIZE))
+        sum_in_lanes(_in_rows(tensor.flatten().double().square(), SEGMENT_SIZE), SEGMENT_LANES)
         for tensor in tensors
         if tensor.numel() > 0
     ]
     if not segments:
         return torch.zeros((), dtype=torch.float64)
     sums = torch.cat(segments)
-    return _halved(_in_lanes(sums, -(-len(sums) // SEGMENT_LANES) * SEGMENT_LANES))[0]
+    whole = -(-len(sums) // SEGMENT_LANES) * SEGMENT_LANES
+    return sum_in_lanes(_in_rows(sums, whole), SEGMENT_LANES)[0]
 
 
-def _in_lanes(values: Tensor, size: int) -> Tensor:
-    """``values`` in rows of ``size``, zeros at the end, as ``[rows, turns, lanes]``."""
-    padded = torch.nn.functional.pad(values, (0, -len(values) % size))
-    return padded.view(-1, size // SEGMENT_LANES, SEGMENT_LANES)
+def _in_rows(values: Tensor, size: int) -> Tensor:
+    """``values`` in rows of ``size``, zeros at the end."""
+    return torch.nn.functional.pad(values, (0, -len(values) % size)).view(-1, size)
 
 
-def _halved(turns: Tensor) -> Tensor:
-    """The sum of each row of ``[rows, turns, lanes]``: the turns one by one, then the halves."""
-    lanes = torch.zeros_like(turns[:, 0])
-    for turn in turns.unbind(1):
-        lanes = lanes + turn
-    while lanes.shape[1] > 1:
-        lower, upper = lanes.chunk(2, dim=1)
-        lanes = lower + upper
-    return lanes[:, 0]
+def sum_in_lanes(rows: Tensor, lanes: int) -> Tensor:
+    """The sum of each row: every ``lanes``-th element one by one, then the lanes by halves."""
+    sums = rows.new_zeros(len(rows), lanes)
+    for turn in rows.view(len(rows), -1, lanes).unbind(1):
+        sums = sums + turn
+    while sums.shape[1] > 1:
+        lower, upper = sums.chunk(2, dim=1)
+        sums = lower + upper
+    return sums[:, 0]
 
 
 class Coded(NamedTuple):
@@ -140,6 +140,19 @@ def step_(
     elif coded.rounds_at_random:
         weight = codes.stochastically_rounded(weight, random(codes.PARAM_STREAM))
     param.copy_(weight)
+
+
+class Observation(NamedTuple):
+    """What a rule tells of each element to whoever watches a step, as in csrc."""
+
+    rate: Tensor
+    """The element's own learning rate."""
+    bounded_rate: Tensor
+    """What the rule made of it."""
+    update: Tensor
+    """What the step took off the parameter, weight decay apart."""
+    activity: Tensor
+    """0 where the element has never had a gradient."""
 
 
 class AdaMod:
@@ -254,7 +267,19 @@ class AdaMod:
 
         eta = AdaMod.adaptive_rate(s, exp_avg_sq)
         exp_avg_lr = s.beta3 * exp_avg_lr + s.one_minus_beta3 * eta
-        bounded = torch.where(exp_avg_lr < eta, exp_avg_lr, eta)
+        bounded = AdaMod.bounded_rate(eta, exp_avg_lr)
 
         param = param * s.param_decay - bounded * exp_avg * s.update_scale
         return param, exp_avg, exp_avg_sq, exp_avg_lr
+
+    @staticmethod
+    def bounded_rate(eta: Tensor, exp_avg_lr: Tensor) -> Tensor:
+        """The learning rate that the step uses: the smaller of eta and its own average."""
+        return torch.where(exp_avg_lr < eta, exp_avg_lr, eta)
+
+    @staticmethod
+    def observe(s: Scalars, exp_avg: Tensor, exp_avg_sq: Tensor, exp_avg_lr: Tensor) -> Observation:
+        """What a step did, from the states that it left."""
+        eta = AdaMod.adaptive_rate(s, exp_avg_sq)
+        rate = AdaMod.bounded_rate(eta, exp_avg_lr)
+        return Observation(eta, rate, rate * exp_avg * s.update_scale, exp_avg_sq)

@@ -77,8 +77,8 @@ class EmulatedCudaBackend(CudaBackend):
     def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return super().refuses(torch.device("cuda", 0), dtype)
 
-    def run(self, rule, table, index, device, dtype, control=None) -> None:
-        self.launch(rule, table, index, 0, dtype, control, 0)
+    def run(self, rule, table, index, device, dtype, control=None, observed=None) -> None:
+        self.launch(rule, table, index, 0, dtype, control, 0, observed)
 
     def sum_squares(self, grads, device, dtype) -> Tensor:
         return self.launch_sum_squares(grads, device, dtype, 0, 0)

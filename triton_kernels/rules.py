@@ -2,8 +2,9 @@
 
 A rule gets the address of its row of scalars (float32, in the order of ``Scalars``), the param,
 the grad and three states in float32, and returns the new param and states; a state beyond its
-``num_states`` is a placeholder to hand back. It takes square root and division from ``ieee``:
-Triton's plain ones are approximations on a GPU.
+``num_states`` is a placeholder to hand back. To be observed it gets the states that the step left,
+and returns the four numbers of csrc/rules/observation.h. It takes square root and division from
+``ieee``: Triton's plain ones are approximations on a GPU.
 
 To prepare its scalars a rule gets a vector of rows' addresses, their steps in int64 (the first is
 1) and eight hyperparameters in float64, in the order of ``Hyperparameters`` and then placeholders.
@@ -27,6 +28,7 @@ class Rule(NamedTuple):
 
     update: triton.JITFunction
     prepare: triton.JITFunction
+    observe: triton.JITFunction
     num_states: int
     values: tuple[tl.constexpr, ...] = ()
     """Of each state, for formats of few bits; a rule that does not say has none of them."""
@@ -52,12 +54,31 @@ def adamod(scalars, param, grad, exp_avg, exp_avg_sq, exp_avg_lr):
     exp_avg = beta1 * exp_avg + one_minus_beta1 * grad
     exp_avg_sq = beta2 * exp_avg_sq + one_minus_beta2 * grad * grad
 
-    eta = div_rn(step_size, sqrt_rn(exp_avg_sq) * denom_scale + eps)
+    eta = adaptive_rate(step_size, denom_scale, eps, exp_avg_sq)
     exp_avg_lr = beta3 * exp_avg_lr + one_minus_beta3 * eta
     bounded = tl.where(exp_avg_lr < eta, exp_avg_lr, eta)
 
     param = param * param_decay - bounded * exp_avg * update_scale
     return param, exp_avg, exp_avg_sq, exp_avg_lr
+
+
+@triton.jit
+def adaptive_rate(step_size, denom_scale, eps, exp_avg_sq):
+    """Adam's learning rate of every element, eta."""
+    return div_rn(step_size, sqrt_rn(exp_avg_sq) * denom_scale + eps)
+
+
+@triton.jit
+def observe_adamod(scalars, exp_avg, exp_avg_sq, exp_avg_lr):
+    """What a step of AdaMod did, from the states that it left, csrc/rules/adamod.h."""
+    eps = tl.load(scalars + 7)
+    step_size = tl.load(scalars + 8)
+    denom_scale = tl.load(scalars + 9)
+    update_scale = tl.load(scalars + 10)
+
+    eta = adaptive_rate(step_size, denom_scale, eps, exp_avg_sq)
+    bounded = tl.where(exp_avg_lr < eta, exp_avg_lr, eta)
+    return eta, bounded, bounded * exp_avg * update_scale, exp_avg_sq
 
 
 @triton.jit
@@ -90,6 +111,7 @@ RULES = {
     "adamod": Rule(
         adamod,
         prepare_adamod,
+        observe_adamod,
         num_states=3,
         values=(OF_BOTH_SIGNS, SAFE_TOO_LARGE, SAFE_TOO_SMALL),
     )

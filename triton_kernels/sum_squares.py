@@ -27,7 +27,7 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # 128 bits a thread of 16
 
 
 @triton.jit
-def halved(lanes):
+def halved(lanes, LANES: tl.constexpr, HALVINGS: tl.constexpr):
     """The sum of the lanes, their upper half added to the lower until one is left: ``[1]``."""
     # Each reduction adds two numbers, so the order is written here and not left to Triton.
     for halving in tl.static_range(1, HALVINGS + 1):
@@ -64,11 +64,13 @@ def sum_segment(rows, num_rows, partials, DTYPE: tl.constexpr):
     partial = partials + segment + tl.arange(0, 1)
     if (grad & 15 == 0) & (left >= SEGMENT_SIZE):
         grad_ptr = tl.multiple_of(grad_ptr, 16)
-        tl.store(partial, halved(add_squares(grad_ptr, tl.arange(0, LANES), left, True)))
+        tl.store(
+            partial, halved(add_squares(grad_ptr, tl.arange(0, LANES), left, True), LANES, HALVINGS)
+        )
     else:
         # Of another shape, for a layout of its own: as engine.update_chunk.
         lanes = tl.arange(0, LANES)[None, :]
-        tl.store(partial, halved(add_squares(grad_ptr, lanes, left, False)))
+        tl.store(partial, halved(add_squares(grad_ptr, lanes, left, False), LANES, HALVINGS))
 
 
 @triton.jit(do_not_specialize=["num_segments"])
@@ -82,7 +84,7 @@ def sum_partials(partials, num_segments, out):
             segment = start + (block * LANES + lanes)
             sums += tl.load(partials + segment, mask=segment < num_segments, other=0.0)
         start += LOADS_AT_ONCE * LANES
-    tl.store(out + tl.arange(0, 1), halved(sums))
+    tl.store(out + tl.arange(0, 1), halved(sums, LANES, HALVINGS))
 
 
 def sum_squares(dtype: torch.dtype, grad_rows: Tensor, num_segments: int) -> Tensor:

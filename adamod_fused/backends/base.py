@@ -45,12 +45,14 @@ class Backend(Protocol):
         device: torch.device,
         dtype: torch.dtype,
         control: Tensor | None = None,
+        observed: Tensor | None = None,
     ) -> None:
         """Steps all tensors of batch ``index`` of ``table``.
 
         ``control``, float32 ``[2]`` on ``device``: gradients are multiplied by the first; if the
         second is not 0, nothing is done. None is (1, 0). Where the host counts steps, the second
-        is 0: the host has looked.
+        is 0: the host has looked. ``observed``, zeros of int64 on ``device``: the step is looked
+        at afterwards, as ``observed.slots_of`` numbers its segments.
         """
 
     def sum_squares(self, grads: Any, device: torch.device, dtype: torch.dtype) -> Tensor:

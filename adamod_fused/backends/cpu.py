@@ -49,6 +49,7 @@ class CpuBackend:
         device: torch.device,
         dtype: torch.dtype,
         control: Tensor | None = None,
+        observed: Tensor | None = None,
     ) -> None:
         factor = 1.0 if control is None else control[0].item()
         extension.core.cpu_step(  # by place: names would cost a small model's step more
@@ -59,6 +60,7 @@ class CpuBackend:
             factor,
             torch.get_num_threads(),
             self.instruction_set,
+            0 if observed is None else observed.data_ptr(),
         )
 
     def sum_squares(self, grads: Any, device: torch.device, dtype: torch.dtype) -> Tensor:

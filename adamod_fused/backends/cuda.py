@@ -60,11 +60,12 @@ class CudaBackend:
         device: torch.device,
         dtype: torch.dtype,
         control: Tensor | None = None,
+        observed: Tensor | None = None,
     ) -> None:
         # The engine selects the device itself; here torch's idea of the current one is set too.
         with torch.cuda.device(device):
             stream = torch.cuda.current_stream(device).cuda_stream
-            self.launch(rule, table, index, device.index, dtype, control, stream)
+            self.launch(rule, table, index, device.index, dtype, control, stream, observed)
 
     def launch(
         self,
@@ -75,6 +76,7 @@ class CudaBackend:
         dtype: torch.dtype,
         control: Tensor | None,
         stream: int,
+        observed: Tensor | None = None,
     ) -> None:
         """Hands batch ``index`` to the engine, to be run on the raw stream ``stream``."""
         batch = table.batch(index)
@@ -96,6 +98,7 @@ class CudaBackend:
             coded=batch.coded_address if batch.is_coded else 0,
             state_format=batch.state_format,
             weight_format=batch.weight_format,
+            observed=0 if observed is None else observed.data_ptr(),
         )
 
     def sum_squares(self, grads: Any, device: torch.device, dtype: torch.dtype) -> Tensor:

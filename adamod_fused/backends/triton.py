@@ -74,6 +74,7 @@ class TritonBackend:
         device: torch.device,
         dtype: torch.dtype,
         control: Tensor | None = None,
+        observed: Tensor | None = None,
     ) -> None:
         engine, prepare = _kernels("engine"), _kernels("prepare")
         matrix, upload = _kernels("table").Matrix, _kernels("table").upload
@@ -92,7 +93,11 @@ class TritonBackend:
             scalars, rows, *coded = upload([scalars, *halves], device)
         if batch.num_chunks:
             stored = (*coded, batch.state_format, batch.weight_format) if coded else ()
-            engine.step(rule, dtype, rows, scalars, batch.num_chunks, control, *stored)
+            step = (rule, dtype, rows, scalars, batch.num_chunks, control)
+            engine.step(*step, *stored)
+            if observed is not None:
+                beside = coded[0] if coded else None
+                _kernels("observe").observe(*step, beside, batch.state_format, observed)
 
     def sum_squares(self, grads: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
         table, kernels = _kernels("table"), _kernels("sum_squares")

@@ -74,9 +74,10 @@ class TunedTriton(TritonBackend):
         device: torch.device,
         dtype: torch.dtype,
         control: Tensor | None = None,
+        observed: Tensor | None = None,
     ) -> None:
         with self._changed():
-            super().run(rule, table, index, device, dtype, control)
+            super().run(rule, table, index, device, dtype, control, observed)
 
 
 def contestant(name: str, backend: Backend, formats: Formats = PLAIN) -> Contestant:

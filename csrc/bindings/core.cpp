@@ -35,7 +35,8 @@ py::memoryview view_of(std::vector<T>& array) {
 }
 
 void cpu_step(const std::string& rule, const std::string& dtype, Table& table, int index,
-              float grad_scale, int threads, const std::string& instruction_set) {
+              float grad_scale, int threads, const std::string& instruction_set,
+              std::uintptr_t observed) {
   const Batch& batch = table.batch(index);
   const void* scalars = dtype == "float64" ? static_cast<const void*>(table.scalars64().data())
                                            : table.scalars().data();
@@ -43,6 +44,9 @@ void cpu_step(const std::string& rule, const std::string& dtype, Table& table, i
   const cpu::Batch given{batch.rows.data(), static_cast<std::int64_t>(batch.rows.size()),
                          batch.coded.data(), scalars, grad_scale};
   cpu::step(rule, dtype, batch.formats, given, threads, instruction_set);
+  if (observed == 0) return;
+  cpu::observe(rule, dtype, batch.formats, given, threads, instruction_set,
+               reinterpret_cast<Observed*>(observed));
 }
 
 double cpu_sum_squares(const std::string& dtype, const GradTable& table, int threads,
@@ -113,6 +117,7 @@ PYBIND11_MODULE(_C, m) {
       .def("fingerprint", &Table::fingerprint)
       .def("has_fingerprint", &Table::has_fingerprint)
       .def("grad", &Table::grad)
+      .def("row_params", &Table::row_params)
       .def("advance", &Table::advance)
       .def("batch", &Table::batch, py::return_value_policy::reference_internal)
       .def_property_readonly("fast", &Table::fast)
@@ -121,7 +126,8 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("num_scalars", &Table::num_scalars);
 
   m.def("cpu_step", &cpu_step, py::arg("rule"), py::arg("dtype"), py::arg("table"),
-        py::arg("index"), py::arg("grad_scale"), py::arg("threads"), py::arg("instruction_set"));
+        py::arg("index"), py::arg("grad_scale"), py::arg("threads"), py::arg("instruction_set"),
+        py::arg("observed") = 0);
   m.def("cpu_sum_squares", &cpu_sum_squares);
   m.def("cpu_instruction_sets", &cpu::instruction_sets);
   m.def("prefer_huge_pages", [](std::uintptr_t address, std::size_t bytes) {

@@ -22,7 +22,8 @@ PYBIND11_MODULE(_cuda, module) {
          std::int64_t num_rows, std::uintptr_t scalars, std::int64_t num_scalars,
          std::int64_t num_chunks, int device, std::uintptr_t stream, std::uintptr_t control,
          std::uintptr_t counts, std::uintptr_t groups, std::int64_t num_groups,
-         std::uintptr_t coded, const std::string& state_format, const std::string& weight_format) {
+         std::uintptr_t coded, const std::string& state_format, const std::string& weight_format,
+         std::uintptr_t observed) {
         const cuda_engine::Batch batch{reinterpret_cast<const Row*>(rows),
                                        num_rows,
                                        reinterpret_cast<const void*>(scalars),
@@ -34,14 +35,16 @@ PYBIND11_MODULE(_cuda, module) {
                                        num_groups,
                                        reinterpret_cast<const Coded*>(coded),
                                        state_format,
-                                       weight_format};
+                                       weight_format,
+                                       reinterpret_cast<Observed*>(observed)};
         cuda_engine::step(rule, dtype, batch, device, reinterpret_cast<void*>(stream));
       },
       py::arg("rule"), py::arg("dtype"), py::arg("rows"), py::arg("num_rows"), py::arg("scalars"),
       py::arg("num_scalars"), py::arg("num_chunks"), py::arg("device"), py::arg("stream"),
       py::arg("control") = 0, py::arg("counts") = 0, py::arg("groups") = 0,
       py::arg("num_groups") = 0, py::arg("coded") = 0, py::arg("state_format") = "fp32",
-      py::arg("weight_format") = "plain", py::call_guard<py::gil_scoped_release>(),
+      py::arg("weight_format") = "plain", py::arg("observed") = 0,
+      py::call_guard<py::gil_scoped_release>(),
       "Enqueue one step of all rows on a stream of a device: one launch.\n\n"
       "rows and scalars are host addresses of Row and of float32 scalar rows (csrc/engine/row.h\n"
       "and the rule's Scalars); both may change as soon as this returns. num_chunks is the sum of\n"
@@ -54,6 +57,9 @@ PYBIND11_MODULE(_cuda, module) {
       "With a state_format (16bit or 8bit) or, of bfloat16, a weight_format (split or "
       "stochastic),\n"
       "coded is the host address of a Coded for each row.\n\n"
+      "observed is the address on the device of zeroed slots of Observed "
+      "(csrc/engine/observed.h),\n"
+      "which one launch more fills from the states that the step left.\n\n"
       "Raises ValueError for a rule, dtype (float32, bfloat16 or float16), format or size that is\n"
       "not served, RuntimeError with CUDA's name and text for an error that CUDA reports.");
 

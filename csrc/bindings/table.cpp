@@ -195,6 +195,15 @@ py::object Table::grad(int index) const {
   return params_.at(static_cast<std::size_t>(index)).held[0];
 }
 
+std::vector<int> Table::row_params(int index) const {
+  std::vector<int> params(batches_.at(static_cast<std::size_t>(index)).rows.size());
+  for (const std::size_t i : gathered_) {
+    const Param& param = params_[i];
+    if (param.batch == index && param.is_due) params[param.row] = static_cast<int>(i);
+  }
+  return params;
+}
+
 void Table::advance(int index) {
   std::vector<PyObject*> stepped;
   stepped.reserve(gathered_.size());

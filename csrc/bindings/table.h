@@ -120,6 +120,9 @@ class Table {
   // The gradient that a parameter's row was filled with.
   py::object grad(int param) const;
 
+  // The parameters of a batch's rows.
+  std::vector<int> row_params(int batch) const;
+
   // After a batch's launch: its step counts on the host plus one, and autograd learns which
   // parameters changed, of DTensors their local tensors too.
   void advance(int batch);

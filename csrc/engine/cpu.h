@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "formats.h"
+#include "observed.h"
 #include "row.h"
 
 namespace cpu {
@@ -28,6 +29,12 @@ struct Batch {
 // a rule, dtype, combination of formats or instruction set that does not exist here.
 void step(const std::string& rule, const std::string& dtype, const Formats& formats,
           const Batch& batch, int threads, const std::string& instruction_set);
+
+// Looks at the step just done with the same arguments: what observed.h tells of row i goes to
+// `observed` from `first_observed(rows[i], i, chunk_size)` on. Throws as `step`.
+void observe(const std::string& rule, const std::string& dtype, const Formats& formats,
+             const Batch& batch, int threads, const std::string& instruction_set,
+             Observed* observed);
 
 // The sum of the squares of all gradients, in the order of additions that row.h tells of. Throws as
 // `step`.

@@ -20,9 +20,11 @@
 namespace cuda_engine {
 namespace {
 
-template <typename Format>
+template <typename Format_>
 struct PlainKernels {
+  using Format = Format_;
   static constexpr bool is_coded = false;
+  static constexpr int state_bytes = 4;
   template <typename Rule, typename Table>
   static constexpr auto kernel() {
     return step_kernel<Rule, Format, Table>;

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "observed.h"
 #include "row.h"
 
 namespace cuda_engine {
@@ -34,10 +35,14 @@ struct Batch {
   std::string state_format = "fp32";    // "fp32", "16bit" or "8bit"
   std::string weight_format = "plain";  // "plain"; of bfloat16 "split" or "stochastic" too
 
+  // On the device: where not null, what cuda_observe.h sees of the step goes here, zeroed slots.
+  Observed* observed = nullptr;
+
   bool is_plain() const { return state_format == "fp32" && weight_format == "plain"; }
 };
 
-// Enqueues the step on a stream of a device: one launch in all, two with counts. Throws
+// Enqueues the step on a stream of a device: one launch in all, one more
+// with counts and one more where it is observed. Throws
 // std::invalid_argument for a rule, dtype, format or size that is not served and std::runtime_error
 // for what CUDA reports.
 void step(const std::string& rule, const std::string& dtype, const Batch& batch, int device,

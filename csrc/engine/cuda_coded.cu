@@ -11,7 +11,9 @@ namespace {
 
 template <typename Weights, int bytes>
 struct CodedKernels {
+  using Format = typename Weights::Format;
   static constexpr bool is_coded = true;
+  static constexpr int state_bytes = bytes;
   template <typename Rule, typename Table>
   static constexpr auto kernel() {
     return coded_step_kernel<Rule, Weights, bytes, Table>;

@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "cuda.h"
+#include "cuda_observe.h"
 #include "cuda_prepare.h"
 #include "cuda_support.h"
 #include "cuda_tuning.h"
@@ -42,15 +43,17 @@ template <typename Scalars, bool is_coded>
 struct TableSizes {
   static constexpr int max_scalars = 32;
   static constexpr int row_bytes = sizeof(Row) + (is_coded ? sizeof(Coded) : 0);
+  static constexpr int other_bytes = 4 * sizeof(void*);  // in the table, or beside it
   static constexpr int max_rows =
-      (tuning.max_table_bytes - 2 * sizeof(void*) - max_scalars * sizeof(Scalars)) / row_bytes;
+      (tuning.max_table_bytes - other_bytes - max_scalars * sizeof(Scalars)) / row_bytes;
 };
 
 // The table as a kernel parameter, in constant memory: no copy of ours, no allocation, and a
 // captured graph keeps it.
-template <typename Scalars, bool is_coded>
-struct TableByValue : CodedByValue<is_coded, TableSizes<Scalars, is_coded>::max_rows> {
-  using Sizes = TableSizes<Scalars, is_coded>;
+template <typename Scalars, bool is_coded_>
+struct TableByValue : CodedByValue<is_coded_, TableSizes<Scalars, is_coded_>::max_rows> {
+  using Sizes = TableSizes<Scalars, is_coded_>;
+  static constexpr bool is_coded = is_coded_;
 
   Row rows[Sizes::max_rows];
   Scalars scalars[Sizes::max_scalars];
@@ -63,8 +66,10 @@ struct TableByValue : CodedByValue<is_coded, TableSizes<Scalars, is_coded>::max_
 };
 
 // The same for any number of rows, in device memory.
-template <typename Scalars, bool is_coded>
-struct TableByAddress : CodedByAddress<is_coded> {
+template <typename Scalars, bool is_coded_>
+struct TableByAddress : CodedByAddress<is_coded_> {
+  static constexpr bool is_coded = is_coded_;
+
   const Row* rows;
   const Scalars* scalars;
   const Control* control;
@@ -132,6 +137,9 @@ struct Step {
     if (batch.num_chunks == 0) return;  // CUDA refuses an empty grid
     const auto kernel = Kernels::template kernel<Rule, Table>();
     launch(kernel, num_blocks(kernel, batch), tuning.block_threads, stream, table);
+    if (batch.observed == nullptr) return;
+    launch(observe_kernel<Rule, Table>, batch.num_chunks, observed_lanes, stream, table,
+           batch.observed, grad_format<typename Kernels::Format>(), Kernels::state_bytes);
   }
 
   void enqueue_by_value() const {

@@ -9,6 +9,7 @@
 
 #include "../host_device.h"
 #include "integer_power.h"
+#include "observation.h"
 #include "values.h"
 
 template <typename T>
@@ -71,10 +72,24 @@ struct AdaMod {
     exp_avg = s.beta1 * exp_avg + s.one_minus_beta1 * grad;
     exp_avg_sq = s.beta2 * exp_avg_sq + s.one_minus_beta2 * grad * grad;
 
-    const T eta = s.step_size / (std::sqrt(exp_avg_sq) * s.denom_scale + s.eps);
+    const T eta = adaptive_rate(s, exp_avg_sq);
     exp_avg_lr = s.beta3 * exp_avg_lr + s.one_minus_beta3 * eta;
-    const T bounded = exp_avg_lr < eta ? exp_avg_lr : eta;
 
-    param = param * s.param_decay - bounded * exp_avg * s.update_scale;
+    param = param * s.param_decay - bounded(eta, exp_avg_lr) * exp_avg * s.update_scale;
   }
+
+  // What a step did to an element, from the states that it left.
+  HOST_DEVICE static Observation<T> observe(const Scalars& s, T exp_avg, T exp_avg_sq,
+                                            T exp_avg_lr) {
+    const T eta = adaptive_rate(s, exp_avg_sq);
+    const T rate = bounded(eta, exp_avg_lr);
+    return {eta, rate, rate * exp_avg * s.update_scale, exp_avg_sq};
+  }
+
+ private:
+  HOST_DEVICE static T adaptive_rate(const Scalars& s, T exp_avg_sq) {
+    return s.step_size / (std::sqrt(exp_avg_sq) * s.denom_scale + s.eps);
+  }
+
+  HOST_DEVICE static T bounded(T eta, T exp_avg_lr) { return exp_avg_lr < eta ? exp_avg_lr : eta; }
 };

@@ -163,6 +163,13 @@ void __stcs(Word* address, Word value) {
   std::memcpy(address, &value, sizeof(value));
 }
 
+// Threads take turns, so nothing comes between.
+inline int atomicAdd(int* address, int value) {
+  const int before = *address;
+  *address += value;
+  return before;
+}
+
 // Threads that wait for each other: a block's, or a warp's, all lanes taking part.
 
 inline void __syncthreads() {

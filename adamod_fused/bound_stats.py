@@ -1,0 +1,177 @@
+"""How an optimizer is watched: which steps are looked at, and what is read of them.
+
+A step that is due has each backend look at the states that it left, in a pass of its own behind the
+step; nothing waits for it until ``bound_stats()`` is asked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .hyperparameters import on_host
+from .observed import (
+    COUNTS,
+    FLOATS,
+    HISTOGRAM_BINS,
+    HISTOGRAM_EXPONENT,
+    HISTOGRAMS,
+    Slots,
+    empty_observations,
+    slots_of,
+)
+from .validation import check_choice
+
+EVERY = 100
+"""How many steps apart two are that are looked at, where nothing else is said."""
+
+HISTOGRAM_EDGES = tuple(2.0 ** (HISTOGRAM_EXPONENT + i) for i in range(HISTOGRAM_BINS + 1))
+"""Of the bins of all histograms; the first bin takes all below it too, the last all above."""
+
+
+def every_of(track_bound: Any) -> int:
+    """The steps between two looks that the keyword asks for; 0 is never.
+
+    Raises:
+        TypeError: no bool and no whole number.
+        ValueError: a negative number.
+    """
+    if isinstance(track_bound, bool):
+        return EVERY if track_bound else 0
+    if not isinstance(track_bound, int):
+        raise TypeError(
+            f"track_bound must be True, False or a whole number of steps, got {track_bound!r}"
+        )
+    if track_bound < 0:
+        raise ValueError(f"track_bound must be 0 (off) or a number of steps, got {track_bound}")
+    return track_bound
+
+
+class Seen(NamedTuple):
+    """What one launch saw: the observations, where each tensor's lie, and whose they are."""
+
+    observed: Tensor
+    slots: Slots
+    ordinals: Sequence[int]
+    """Of each row of ``slots``, the parameter's place among all of the optimizer."""
+
+
+class Look:
+    """What is seen of one step of the optimizer, in as many launches as it takes."""
+
+    def __init__(self, hyperparameters: Sequence[dict[str, Any]]) -> None:
+        self.seen: list[Seen] = []
+        self.lrs = [values.get("lr") for values in hyperparameters]
+
+    def room(
+        self, rows: memoryview, chunk_size: int, ordinals: Sequence[int], device: torch.device
+    ) -> Tensor:
+        """Zeroed observations of a batch's rows, for its backend to fill."""
+        slots = slots_of(rows, chunk_size)
+        self.add(empty_observations(slots.total, device), slots, ordinals)
+        return self.seen[-1].observed
+
+    def add(self, observed: Tensor, slots: Slots, ordinals: Sequence[int]) -> None:
+        self.seen.append(Seen(observed, slots, ordinals))
+
+
+class BoundTracker:
+    """Decides which steps are looked at and keeps the last look.
+
+    ``every``: the first step is looked at and from then on each ``every``-th; 0 is none.
+    """
+
+    def __init__(self, every: int = 0) -> None:
+        self.every = every
+        self._done = 0  # steps since it began
+        self._last: Look | None = None
+        self._before: Look | None = None  # for a last step that a loss scale's overflow skipped
+        self._is_open = False
+
+    def look(self, hyperparameters: Sequence[dict[str, Any]]) -> Look | None:
+        """What the launches of this step are to fill, or None where it is not looked at."""
+        if self.every == 0 or self._done % self.every:
+            return None
+        if not self._is_open:  # else the step goes on: gradients that backward releases in parts
+            self._before, self._last = self._last, Look(hyperparameters)
+            self._is_open = True
+        return self._last
+
+    def advance(self) -> None:
+        """The step is over."""
+        self._done += self.every > 0
+        self._is_open = False
+
+    def rows(self, groups: Sequence[dict[str, Any]], by: str) -> list[dict[str, Any]]:
+        """The rows of ``AdaMod.bound_stats``."""
+        check_choice("by", by, ("tensor", "group"))
+        if self.every == 0:
+            raise RuntimeError(
+                "the bound is not tracked; make the optimizer with track_bound=True, or call "
+                "track_bound() before the steps that are to be seen"
+            )
+        for look in (self._last, self._before):
+            if look is not None and (found := _rows(look, groups, by)):
+                return found
+        return []
+
+
+def _rows(look: Look, groups: Sequence[dict[str, Any]], by: str) -> list[dict[str, Any]]:
+    places = [(g, i) for g, group in enumerate(groups) for i in range(len(group["params"]))]
+    parts: dict[tuple[int, int], list[tuple[Tensor, int]]] = {}
+    for seen in look.seen:
+        matrix = seen.observed.cpu()
+        columns = zip(seen.ordinals, *(column.tolist() for column in seen.slots), strict=True)
+        for ordinal, first, count, numel in columns:
+            segments = matrix[first : first + count]
+            if count and segments[0, 0] != 0:  # the step; 0 where it was skipped
+                group, index = places[ordinal]
+                place = (group, index if by == "tensor" else -1)
+                parts.setdefault(place, []).append((segments, numel))
+    rows = []
+    for (group, index), found in sorted(parts.items()):
+        row = {
+            "group": group,
+            "index": index if by == "tensor" else None,
+            "name": _name(groups[group], group, index) if by == "tensor" else f"group {group}",
+            "numel": sum(numel for _, numel in found),
+            "lr": on_host(look.lrs[group]),
+        }
+        rows.append({**row, **_summary(torch.cat([segments for segments, _ in found]))})
+    return rows
+
+
+def _name(group: dict[str, Any], number: int, index: int) -> str:
+    names = group.get("param_names")
+    return names[index] if names else f"{number}.{index}"
+
+
+def _summary(segments: Tensor) -> dict[str, Any]:
+    """What segments tell together. Sums are exact before they are rounded, so have no order."""
+    floats = segments[:, : len(FLOATS)].contiguous().view(torch.float64)
+    column = dict(zip(FLOATS, floats.unbind(1), strict=True))
+    whole = segments[:, len(FLOATS) :].sum(0)
+    counts = dict(zip(COUNTS, whole.tolist(), strict=False))
+    histograms = whole[len(COUNTS) :].view(len(HISTOGRAMS), HISTOGRAM_BINS)
+    finite = int(histograms[0].sum())
+
+    def total(name: str) -> float:
+        return math.fsum(column[name].tolist())
+
+    def if_any(value: float) -> float:
+        return value if finite else math.nan
+
+    row: dict[str, Any] = {"step": int(column["step"].max())}
+    row["bounded"] = counts["bounded"] / finite if finite else math.nan
+    for k, name in enumerate(("rate", "bounded_rate")):
+        row[f"{name}_min"] = if_any(float(column[f"{name}_min"].min()))
+        row[f"{name}_max"] = if_any(float(column[f"{name}_max"].max()))
+        row[f"{name}_mean"] = total(f"{name}_sum") / finite if finite else math.nan
+        row[f"{name}_hist"] = histograms[k].tolist()
+    row["grad_norm"] = math.sqrt(total("grad_square_sum"))
+    row["update_norm"] = math.sqrt(total("update_square_sum"))
+    return {**row, "dead": counts["dead"], "nonfinite": counts["nonfinite"]}
