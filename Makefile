@@ -3,6 +3,7 @@
 #   make demo    train a small language model with AdaMod, compare, draw
 #   make test    everything that needs no GPU: lint, format, types, tests
 #   make bench   time AdaMod beside every peer that is to be had; record and figures go to OUT
+#   make paper   put the claims of the paper to the test; SCALE=gpu: larger, on a GPU
 #   make bench-check   hold the records in bench/results to the targets
 #   make asan    the tests again, against a CPU extension built with ASan and UBSan
 #   make gpu     offline: build with the torch, triton and nvcc at hand, run the GPU tests, the
@@ -13,6 +14,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= bench/results
+# Of `make paper`: cpu or gpu.
+SCALE ?= cpu
 # What `make asan` runs: a file or folder of tests, and any option of pytest.
 ASAN_TESTS ?= tests
 
@@ -24,7 +27,7 @@ ENV := $(VENV)/.installed
 
 BENCH_ENV := $(VENV)/.installed-bench
 
-.PHONY: env demo bench bench-check test lint format types pytest asan gpu clean
+.PHONY: env demo bench paper bench-check test lint format types pytest asan gpu clean
 
 env: $(ENV)
 
@@ -44,6 +47,9 @@ $(BENCH_ENV): $(ENV)
 
 bench: $(BENCH_ENV)
 	$(PY) -m bench --out $(OUT)
+
+paper: $(ENV)
+	$(PY) -m bench.paper --scale $(SCALE) --out $(OUT)
 
 bench-check: $(ENV)
 	$(PY) -m bench check

@@ -1,0 +1,127 @@
+"""When a claim counts as reproduced: rules on confidence intervals, fixed before any run.
+
+Every part of a claim is an inequality between means over seeds, with a least effect that counts.
+Its 95 % interval is Student's: Welch's of two samples, or that of one sample against a bound.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+from scipy import stats
+
+LEVEL = 0.95
+REPRODUCED, NOT_REPRODUCED, UNCLEAR = "reproduced", "not reproduced", "unclear"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean difference and where it lies with ``LEVEL`` confidence."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """One inequality of a claim, with its verdict."""
+
+    text: str
+    unit: str
+    interval: Interval
+    effect: float
+    verdict: str
+
+
+def difference(a: Sequence[float], b: Sequence[float]) -> Interval:
+    """Of the means, a less b, by Welch's t of two samples."""
+    mean = statistics.fmean(a) - statistics.fmean(b)
+    squares = [statistics.variance(sample) / len(sample) for sample in (a, b)]
+    if sum(squares) == 0:
+        return Interval(mean, mean, mean)
+    freedom = sum(squares) ** 2 / sum(
+        square**2 / (len(sample) - 1) for square, sample in zip(squares, (a, b), strict=True)
+    )
+    return _around(mean, sqrt(sum(squares)), freedom)
+
+
+def excess(values: Sequence[float], bound: float) -> Interval:
+    """Of the mean over ``bound``."""
+    mean = statistics.fmean(values) - bound
+    return _around(mean, sqrt(statistics.variance(values) / len(values)), len(values) - 1)
+
+
+def _around(mean: float, error: float, freedom: float) -> Interval:
+    reach = error * float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def more(text: str, unit: str, interval: Interval, effect: float) -> Part:
+    """The claim is that a difference is above zero, by at least ``effect``.
+
+    Reproduced: all of the interval is above 0, and the mean at least ``effect``. Not reproduced:
+    all of it is below ``effect``.
+    """
+    if interval.low > 0 and interval.mean >= effect:
+        verdict = REPRODUCED
+    elif interval.high < effect:
+        verdict = NOT_REPRODUCED
+    else:
+        verdict = UNCLEAR
+    return Part(text, unit, interval, effect, verdict)
+
+
+def at_least(text: str, unit: str, interval: Interval, effect: float) -> Part:
+    """The claim is that a difference is not below zero by ``effect`` or more.
+
+    Reproduced: all of the interval is above -``effect``. Not reproduced: all of it is below 0,
+    and the mean at most -``effect``.
+    """
+    if interval.low > -effect:
+        verdict = REPRODUCED
+    elif interval.high < 0 and interval.mean <= -effect:
+        verdict = NOT_REPRODUCED
+    else:
+        verdict = UNCLEAR
+    return Part(text, unit, interval, effect, verdict)
+
+
+def equal(text: str, unit: str, interval: Interval, effect: float) -> Part:
+    """The claim is that two means differ by less than ``effect``.
+
+    Reproduced: all of the interval is within that. Not reproduced: all of it is beyond, or it
+    leaves out 0 and the mean lies beyond.
+    """
+    if -effect < interval.low and interval.high < effect:
+        verdict = REPRODUCED
+    elif abs(interval.mean) >= effect and not interval.low <= 0 <= interval.high:
+        verdict = NOT_REPRODUCED
+    else:
+        verdict = UNCLEAR
+    return Part(text, unit, interval, effect, verdict)
+
+
+def overall(parts: Sequence[Part]) -> str:
+    """Reproduced if all parts are; not reproduced if one is not."""
+    found = {part.verdict for part in parts}
+    if NOT_REPRODUCED in found:
+        return NOT_REPRODUCED
+    return UNCLEAR if UNCLEAR in found else REPRODUCED
+
+
+RULES = f"""\
+- The unit of all statistics is the run: one value a seed. Intervals hold the mean with
+  {LEVEL:.0%} confidence: Welch's for a difference of two means, Student's for one mean.
+- "a is more than b" is reproduced if the interval of a - b lies above 0 and its mean is at least
+  the effect that counts; not reproduced if all of the interval is below that effect.
+- "a is at least b" is reproduced if all of the interval is above minus the effect; not reproduced
+  if all of it is below 0 and its mean is below minus the effect.
+- "a equals b" is reproduced if all of the interval is within plus or minus the effect; not
+  reproduced if it leaves out 0 and its mean lies beyond the effect.
+- All else is unclear. A claim is reproduced if all its parts are, and not reproduced if one is not.
+- A run that reached infinity or NaN counts as one that learnt nothing: the accuracy of a guess, the
+  loss of guessing all tokens alike, a BLEU of 0."""
