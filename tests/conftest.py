@@ -148,7 +148,16 @@ def runtime(emulated):
 
 
 @pytest.fixture
-def little_effort(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """On a busy machine several would wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def little_effort(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     """The benchmark with as few steps and as little memory as it can do with."""
     from bench import plan, roofline, run
     from bench.measure import Effort
@@ -156,10 +165,6 @@ def little_effort(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(plan, "EFFORT", {"cpu": Effort(seconds=1e-9, rounds=2)})
     monkeypatch.setattr(roofline, "LARGEST", {"cpu": 1 << 20})
     monkeypatch.setattr(run, "SECONDS_TO_FINISH", 0)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine several would wait for each other
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -1,0 +1,182 @@
+"""``python -m bench.paper``: data, runs that go on where they were, a record, figures, a page."""
+
+from __future__ import annotations
+
+import json
+import re
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+from paper_data import SPLITS, TINY, fill_images, fill_packages
+from paper_records import record as made_up
+
+from adamod_fused.console import PlainConsole
+from bench.paper import __main__, fashion, figures, page, pairs, plan, run
+from bench.paper.record import RESULTS, Record, path_of
+from bench.paper.settings import SCALES
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMITTED = sorted(RESULTS.glob("paper-*.json"))
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCALES, "tiny", TINY)
+
+
+class Inline:
+    """A pool whose work is done at once, in this process."""
+
+    def __init__(self, **options: Any) -> None:
+        pass
+
+    def submit(self, function: Any, *arguments: Any) -> Future[None]:
+        future: Future[None] = Future()
+        future.set_result(function(*arguments))
+        return future
+
+    def shutdown(self, **options: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of data alone."""
+    monkeypatch.setattr(pairs, "SPLITS", SPLITS)
+    monkeypatch.setattr(fashion, "INSTALLED", tmp_path / "fashion")
+    fill_images(tmp_path / "fashion")
+    fill_packages(tmp_path / "cache" / "data")
+    return tmp_path / "cache"
+
+
+def command(cache: Path, *arguments: str) -> int:
+    given = ["--scale", "tiny", "--cache", str(cache), "--out", str(cache / "out")]
+    return __main__.main([*arguments, *given])
+
+
+def test_everything(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "ProcessPoolExecutor", Inline)
+    assert command(cache, "run", "--only", "variants") == 0
+    first = Record.load(path_of("tiny", cache / "out"))
+    assert first.experiments() == ["variants"]
+
+    started = []
+    perform = run.perform
+    monkeypatch.setattr(run, "perform", lambda *given: (started.append(given[0]), perform(*given)))
+    assert command(cache) == 0
+    full = Record.load(path_of("tiny", cache / "out"))
+    every = plan.runs(plan.EXPERIMENTS, TINY)
+    assert len(full.data["runs"]) == len(every)
+    assert len(started) == len(every) - len(first.data["runs"])  # what was there was kept
+    assert full.experiments() == [*plan.EXPERIMENTS]
+    packages = full.data["data"]["pairs"]["packages"]
+    assert packages[0] == {
+        "name": "alpha", "version": "1:2-3", "sha256": "00",
+        "split": "training", "messages": 20, "pairs": 20,
+    }  # fmt: skip
+    assert (cache / "out" / "paper-tiny.md").read_text() == page.page(full)
+    for experiment in plan.EXPERIMENTS:
+        assert (cache / "out" / f"paper-tiny-{experiment}.png").stat().st_size > 5_000
+    assert str(ROOT) not in path_of("tiny", cache / "out").read_text()
+    assert "REPRODUCED" in capsys.readouterr().out or "UNCLEAR" in capsys.readouterr().out
+
+
+def test_processes_of_their_own(cache: Path) -> None:
+    """The real pool; what a spawned process needs comes by argument or from the cache."""
+    run.prepare(cache, TINY, lambda text: None)
+    folder = run.folder_of("tiny", cache)
+    two = plan.runs(["variants"], TINY)[:2]
+    run.perform_all(two, TINY, cache, folder, PlainConsole())
+    found = run.finished(two, TINY, folder)
+    assert [one["contender"]["variant"] for one in found] == ["paper", "released"]
+    assert len(list(folder.iterdir())) == 2
+    assert {one["environment"]["machine"]["gpu"] for one in found} == {None}
+
+
+def test_an_interrupted_run_leaves_what_is_finished(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "ProcessPoolExecutor", Inline)
+    perform, started = run.perform, []
+
+    def stop_at_the_second(*given: Any) -> None:
+        started.append(given)
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        perform(*given)
+
+    monkeypatch.setattr(run, "perform", stop_at_the_second)
+    assert command(cache, "run", "--only", "variants") == 130
+    assert len(Record.load(path_of("tiny", cache / "out")).data["runs"]) == 1
+
+
+def test_a_failing_run_is_no_silence(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "ProcessPoolExecutor", Inline)
+
+    def fail(*given: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(run, "perform", fail)
+    with pytest.raises(ZeroDivisionError):
+        command(cache, "run", "--only", "variants")
+
+
+def test_errors_are_one_line(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command(cache, "report")
+    assert "paper-tiny.json" in capsys.readouterr().err
+    (cache / "out").mkdir()
+    path_of("tiny", cache / "out").write_text(json.dumps({"schema": 0}))
+    with pytest.raises(SystemExit):
+        command(cache, "report")
+    assert "schema must be 1, got 0" in capsys.readouterr().err
+
+
+def test_the_page_says_what_the_record_says() -> None:
+    text = page.page(made_up())
+    assert text.count("**reproduced**") == 6
+    assert "not reproduced**" not in text
+    assert "| SGD | Adam | AdaMod |\n" in text
+    assert "| ResNet-34 | 78.95 | 73.51 | 74.72 |" in text
+    headings = [line.lower().replace(" ", "-") for line in re.findall(r"^## (.*)$", text, re.M)]
+    links = re.findall(r"\]\(#([\w-]+)\)", text)
+    assert len(links) == 6
+    assert set(links) < set(headings)
+
+
+def test_a_record_may_be_of_some_experiments() -> None:
+    found = made_up()
+    found.data["runs"] = [one for one in found.data["runs"] if one["task"] == "transformer"]
+    text = page.page(found)
+    assert "Not in this record: The initial learning rate, Depth and density." in text
+
+
+def test_diverged_runs_are_drawn(tmp_path: Path) -> None:
+    def diverge(one: dict[str, Any]) -> None:
+        if one["task"] == "transformer" and one["contender"]["rule"] == "radam":
+            one["diverged"] = True
+            one["curve"] = {"step": [], "training_loss": [], "validation_loss": []}
+
+    assert len(list(figures.draw(made_up(diverge), tmp_path))) == 6
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_the_committed_page_is_that_of_the_record(path: Path) -> None:
+    found = Record.load(path)
+    assert found.experiments() == [*plan.EXPERIMENTS]
+    text = (page.DOCS / page.name_of_page(found.data["scale"])).read_text()
+    assert text == page.page(found)
+    for figure in re.findall(r"!\[.*\]\((.*)\)", text):
+        assert (page.DOCS / figure).exists()
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_the_committed_record_is_of_the_settings_as_they_stand(path: Path) -> None:
+    found = Record.load(path)
+    wanted = {one.key(found.scale) for one in plan.runs(plan.EXPERIMENTS, found.scale)}
+    assert {one["key"] for one in found.data["runs"]} == wanted
