@@ -287,10 +287,10 @@ CLAIMS = {
         "Extremely large learning rates",
         "Adam's learning rates are extremely large at the start; AdaMod's are not.",
         "The rates of all elements in chosen steps of the translation runs with Adam without "
-        "warm-up and with AdaMod. Elements that never had a gradient have no say. That the bound is "
-        "low in the first steps follows from s = 0 at the start; whether that helps is what the "
+        "warm-up and with AdaMod. Elements that never had a gradient have no say. That the bound "
+        "is low in the first steps follows from s = 0 at the start; whether that helps is what the "
         "other sections ask.",
-        "one panel a step, first seed; bars count elements by the logarithm of their learning rate, "
+        "one panel a step, first seed; elements by the logarithm of their learning rate, "
         "Adam's in orange and what AdaMod used in blue.",
         rates,
     ),

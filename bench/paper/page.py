@@ -131,7 +131,7 @@ def _section(record: Record, name: str, claim: Claim, finding: Finding) -> Itera
     yield _table(finding.columns, finding.rows)
     yield _table(
         (
-            "a is more than, at least or equal to b",
+            "part of the claim",
             "a - b (95 % interval)",
             "effect that counts",
             "verdict",
