@@ -60,6 +60,9 @@ def test_transformers_of_both_scales(scale: object) -> None:
         assert isinstance(settings, Translation)
         with torch.device("meta"):
             model = Transformer(settings.shape, settings.vocabulary)
+            tokens = torch.zeros(2, settings.max_tokens, dtype=torch.int64)
+            logits = model(tokens, tokens)
+        assert logits.shape == (2, settings.max_tokens, settings.vocabulary)
         assert len(model.decoder.layers) == settings.shape.layers
         assert not model.decoder.layers[0].norm_first
 

@@ -278,9 +278,9 @@ def translation_of(record: Record) -> Translation:
 
 
 _CURVES = (
-    "validation losses; lines are means over the seeds, shades reach from the least to the most."
+    "Validation losses; lines are means over the seeds, shades reach from the least to the most."
 )
-_DOTS = "every dot is a run; lines go through the means."
+_DOTS = "Every dot is a run; lines go through the means."
 
 CLAIMS = {
     "rates": Claim(
@@ -290,7 +290,7 @@ CLAIMS = {
         "warm-up and with AdaMod. Elements that never had a gradient have no say. That the bound "
         "is low in the first steps follows from s = 0 at the start; whether that helps is what the "
         "other sections ask.",
-        "one panel a step, first seed; elements by the logarithm of their learning rate, "
+        "One panel a step, first seed; elements by the logarithm of their learning rate, "
         "Adam's in orange and what AdaMod used in blue.",
         rates,
     ),

@@ -83,9 +83,10 @@ def _blocks(record: Record, findings: dict[str, Finding]) -> Iterator[str]:
         [
             *RULES,
             (
-                f"The effects that count were fixed before the runs: {LOSS:g} nats a token, {BLEU:g} "
-                f"BLEU, {ACCURACY:g} percentage points of accuracy, a factor of {10**DECADE:g} between "
-                f'learning rates. A range of up to {HARDLY:g} points is what "hardly depends" allows.'
+                f"The effects that count were fixed before the runs: {LOSS:g} nats a token, "
+                f"{BLEU:g} BLEU, {ACCURACY:g} percentage points of accuracy, a factor of "
+                f"{10**DECADE:g} between learning rates. A range of up to {HARDLY:g} points is "
+                'what "hardly depends" allows.'
             ),
         ]
     )
@@ -130,12 +131,7 @@ def _section(record: Record, name: str, claim: Claim, finding: Finding) -> Itera
     yield _text(f"{claim.experiment} The table has means ± standard deviations over the seeds.")
     yield _table(finding.columns, finding.rows)
     yield _table(
-        (
-            "part of the claim",
-            "a - b (95 % interval)",
-            "effect that counts",
-            "verdict",
-        ),
+        ("part of the claim", "a - b (95 % interval)", "effect that counts", "verdict"),
         [_part(part) for part in finding.parts],
     )
     yield f"![{claim.title}]({FIGURES}/{name_of(record, name)})\n"
