@@ -53,18 +53,26 @@ def test_the_gpu_scale_has_the_networks_of_the_paper(
     assert sum(p.numel() for p in model.parameters()) == of_imagenet - first - last
 
 
-@pytest.mark.parametrize("scale", [CPU, GPU], ids=["cpu", "gpu"])
-def test_transformers_of_both_scales(scale: object) -> None:
-    for task in scale.transformers:
-        settings = scale.tasks[task]
-        assert isinstance(settings, Translation)
-        with torch.device("meta"):
-            model = Transformer(settings.shape, settings.vocabulary)
-            tokens = torch.zeros(2, settings.max_tokens, dtype=torch.int64)
-            logits = model(tokens, tokens)
-        assert logits.shape == (2, settings.max_tokens, settings.vocabulary)
-        assert len(model.decoder.layers) == settings.shape.layers
-        assert not model.decoder.layers[0].norm_first
+TRANSLATIONS = [
+    pytest.param(scale.tasks[task], id=f"{name}-{task}")
+    for name, scale in (("cpu", CPU), ("gpu", GPU))
+    for task in scale.transformers
+]
+
+
+@pytest.mark.parametrize("settings", TRANSLATIONS)
+def test_transformers_step(settings: Translation) -> None:
+    torch.manual_seed(1)
+    model = Transformer(settings.shape, settings.vocabulary)
+    tokens = torch.randint(3, settings.vocabulary, (2, 4))
+    logits = model(tokens, tokens)
+    assert logits.shape == (2, 4, settings.vocabulary)
+    before = model.embedding.weight.detach().clone()
+    optimizer = adamod(1e-3).optimizer(model.parameters())
+    logits.square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(model.embedding.weight, before)
+    assert not model.decoder.layers[0].norm_first
 
 
 @pytest.fixture

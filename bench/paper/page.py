@@ -100,8 +100,8 @@ def _limits(record: Record) -> str:
     return _bullets(
         [
             (
-                f"Scale `{record.data['scale']}`: the Transformer has {shape.layers} + {shape.layers} "
-                f"layers of width {shape.width} and trains for {settings.steps:,} steps. What holds at "
+                f"Scale `{record.data['scale']}`: the Transformer has {shape.layers} + "
+                f"{shape.layers} layers of width {shape.width} and trains for {settings.steps:,} steps. What holds at "
                 "this size need not hold at another."
             ),
             (
