@@ -79,17 +79,10 @@ def _blocks(record: Record, findings: dict[str, Finding]) -> Iterator[str]:
     yield "## The authors' own curves\n"
     yield AUTHORS
     yield "## How verdicts are reached\n"
-    yield _bullets(
-        [
-            *RULES,
-            (
-                f"The effects that count were fixed before the runs: {LOSS:g} nats a token, "
-                f"{BLEU:g} BLEU, {ACCURACY:g} percentage points of accuracy, a factor of "
-                f"{10**DECADE:g} between learning rates. A range of up to {HARDLY:g} points is "
-                'what "hardly depends" allows.'
-            ),
-        ]
-    )
+    yield _bullets(RULES)
+    yield _text(f"""The effects that count were fixed before the runs: {LOSS:g} nats a token, {BLEU:g}
+        BLEU, {ACCURACY:g} percentage points of accuracy, a factor of {10**DECADE:g} between
+        learning rates. A range of up to {HARDLY:g} points is what "hardly depends" allows.""")
     yield "## How it was made\n"
     yield from _made(record)
 
@@ -97,32 +90,24 @@ def _blocks(record: Record, findings: dict[str, Finding]) -> Iterator[str]:
 def _limits(record: Record) -> str:
     settings = translation_of(record)
     shape, seeds = settings.shape, record.data["seeds"]
-    return _bullets(
-        [
-            (
-                f"Scale `{record.data['scale']}`: the Transformer has {shape.layers} + "
-                f"{shape.layers} layers of width {shape.width} and trains for {settings.steps:,} steps. What holds at "
-                "this size need not hold at another."
-            ),
-            (
-                f'{len(seeds)} seeds: only large effects can show. "Unclear" mostly means that more '
-                "seeds or steps are needed."
-            ),
-            (
-                "Strings of programs are not the corpora of the paper (IWSLT, WMT), and Fashion-MNIST "
-                "is not CIFAR."
-            ),
-            (
-                f"Nothing is tuned, for nobody. Every adaptive method has lr {LR:g} where the learning "
-                "rate is not what is varied, betas (0.9, 0.999), eps 1e-8 and no weight decay; SGDM "
-                f"has lr {SGD_LR:g} and momentum 0.9."
-            ),
-            (
-                "A beta3 of 0.9999 averages over 10,000 steps. Where a run is shorter, the bound is "
-                "still low at its end."
-            ),
-        ]
-    )
+    return _bullets(f"""
+        Scale `{record.data["scale"]}`: the Transformer has {shape.layers} + {shape.layers} layers
+        of width {shape.width} and trains for {settings.steps:,} steps. What holds at this size
+        need not hold at another.
+
+        {len(seeds)} seeds: only large effects can show. "Unclear" mostly means that more seeds or
+        steps are needed.
+
+        Strings of programs are not the corpora of the paper (IWSLT, WMT), and Fashion-MNIST is not
+        CIFAR.
+
+        Nothing is tuned, for nobody. Every adaptive method has lr {LR:g} where the learning rate is
+        not what is varied, betas (0.9, 0.999), eps 1e-8 and no weight decay; SGDM has lr
+        {SGD_LR:g} and momentum 0.9.
+
+        A beta3 of 0.9999 averages over 10,000 steps. Where a run is shorter, the bound is still low
+        at its end.
+    """)
 
 
 def _section(record: Record, name: str, claim: Claim, finding: Finding) -> Iterator[str]:
@@ -149,35 +134,26 @@ def _made(record: Record) -> Iterator[str]:
     pairs, images = data["pairs"], data["fashion_mnist"]
     settings = translation_of(record)
     counts = pairs["pairs"]
-    yield _bullets(
-        [
-            (
-                "**Translation**: English msgids and German msgstrs of gettext catalogues in Debian "
-                "packages, cleaned of markup, accelerator marks and format-only strings: "
-                f"{counts['training']:,} pairs to train, {counts['validation']:,} to validate, "
-                f"{counts['test']:,} to test. The packages of validation and test are not trained on, "
-                "and no English string stands in two splits. Byte-pair encoding of "
-                f"{settings.vocabulary:,} tokens, learnt from the training split; pairs of up to "
-                f"{settings.max_tokens} tokens a side. BLEU is sacrebleu's, of greedy translations of "
-                f"about {settings.bleu_strings:,} test strings, every so many-th."
-            ),
-            (
-                f"**Schedule**: learning rates rise (warm-up) or stand until step {settings.warmup:,}, "
-                "then fall with the inverse root of the step, for all alike; batches of "
-                f"{settings.batch} pairs, dropout {settings.shape.dropout:g}."
-            ),
-            (
-                f"**Images**: Fashion-MNIST of Debian's package {images['name']} "
-                f"({images['version']}). {_classification(scale)} The learning rate falls to a tenth "
-                "after three quarters of the steps. Accuracy is that of all test images after the last "
-                "step."
-            ),
-            (
-                "Runs that several experiments need are run once. The seed is that of the weights and "
-                "of the batches: runs of one seed see the same batches in the same order."
-            ),
-        ]
-    )
+    yield _bullets(f"""
+        **Translation**: English msgids and German msgstrs of gettext catalogues in Debian packages,
+        cleaned of markup, accelerator marks and format-only strings: {counts["training"]:,} pairs
+        to train, {counts["validation"]:,} to validate, {counts["test"]:,} to test. The packages of
+        validation and test are not trained on, and no English string stands in two splits.
+        Byte-pair encoding of {settings.vocabulary:,} tokens, learnt from the training split; pairs
+        of up to {settings.max_tokens} tokens a side. BLEU is sacrebleu's, of greedy translations
+        of about {settings.bleu_strings:,} test strings, every so many-th.
+
+        **Schedule**: learning rates rise (warm-up) or stand until step {settings.warmup:,}, then
+        fall with the inverse root of the step, for all alike; batches of {settings.batch} pairs,
+        dropout {settings.shape.dropout:g}.
+
+        **Images**: Fashion-MNIST of Debian's package {images["name"]} ({images["version"]}).
+        {_classification(scale)} The learning rate falls to a tenth after three quarters of the
+        steps. Accuracy is that of all test images after the last step.
+
+        Runs that several experiments need are run once. The seed is that of the weights and of the
+        batches: runs of one seed see the same batches in the same order.
+    """)
     yield _table(
         ("split", "package", "version", "pairs"),
         [(s["split"], s["name"], s["version"], f"{s['pairs']:,}") for s in pairs["packages"]],
@@ -211,12 +187,14 @@ def _environments(record: Record) -> Iterator[tuple[str, str]]:
 
 def _text(text: str) -> str:
     """A paragraph."""
-    return textwrap.fill(text, **WRAP) + "\n"
+    return textwrap.fill(" ".join(text.split()), **WRAP) + "\n"
 
 
-def _bullets(items: Sequence[str]) -> str:
+def _bullets(text: str) -> str:
+    """A list of what blank lines part."""
     filled = (
-        textwrap.fill(item, initial_indent="- ", subsequent_indent="  ", **WRAP) for item in items
+        textwrap.fill(" ".join(item.split()), initial_indent="- ", subsequent_indent="  ", **WRAP)
+        for item in text.strip().split("\n\n")
     )
     return "\n".join(filled) + "\n"
 

@@ -113,29 +113,21 @@ def overall(parts: Sequence[Part]) -> str:
     return UNCLEAR if UNCLEAR in found else REPRODUCED
 
 
-RULES = (
-    (
-        "The unit of all statistics is the run: one value a seed. Intervals hold the mean with "
-        f"{100 * LEVEL:g} % confidence: Welch's for a difference of two means, Student's for one mean."
-    ),
-    (
-        '"a is more than b" is reproduced if the interval of a - b lies above 0 and its mean is at '
-        "least the effect that counts; not reproduced if all of the interval is below that effect."
-    ),
-    (
-        '"a is at least b" is reproduced if all of the interval is above minus the effect; not '
-        "reproduced if all of it is below 0 and its mean is at most minus the effect."
-    ),
-    (
-        '"a equals b" is reproduced if all of the interval is within plus or minus the effect; not '
-        "reproduced if it leaves out 0 and its mean is at least the effect away from 0."
-    ),
-    (
-        "All else is unclear. A claim is reproduced if all its parts are, and not reproduced if one "
-        "is not."
-    ),
-    (
-        "A run that reached infinity or NaN counts as one that learnt nothing: the accuracy of a "
-        "guess, the loss of guessing all tokens alike, a BLEU of 0."
-    ),
-)
+RULES = f"""
+The unit of all statistics is the run: one value a seed. Intervals hold the mean with
+{100 * LEVEL:g} % confidence: Welch's for a difference of two means, Student's for one mean.
+
+"a is more than b" is reproduced if the interval of a - b lies above 0 and its mean is at least the
+effect that counts; not reproduced if all of the interval is below that effect.
+
+"a is at least b" is reproduced if all of the interval is above minus the effect; not reproduced if
+all of it is below 0 and its mean is at most minus the effect.
+
+"a equals b" is reproduced if all of the interval is within plus or minus the effect; not reproduced
+if it leaves out 0 and its mean is at least the effect away from 0.
+
+All else is unclear. A claim is reproduced if all its parts are, and not reproduced if one is not.
+
+A run that reached infinity or NaN counts as one that learnt nothing: the accuracy of a guess, the
+loss of guessing all tokens alike, a BLEU of 0.
+"""
