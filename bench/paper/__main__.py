@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from adamod_fused.console import Console, open_console
 
@@ -15,36 +17,28 @@ from .claims import CLAIMS
 from .settings import SCALES
 
 DESCRIPTION = (
-    "Put the claims of the AdaMod paper to the test on real data. Without a command: data, run "
-    "and report. Finished runs are kept in .paper and not run again. Exit code: 130 after Ctrl-C."
+    "Put the claims of the AdaMod paper to the test on real data: fetch it (data), train (run), "
+    "judge, draw and write (report). Without a command: all three. Finished runs are kept in "
+    ".paper and not run again. Exit code: 130 after Ctrl-C."
 )
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
-COMMANDS = ("data", "run", "report")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the commands that the arguments name and returns the exit code."""
-    parser = _parser()
-    given = parser.parse_args(arguments)
+    given = _parser().parse_args(arguments)
     console = open_console()
-    wanted = [given.command] if given.command else COMMANDS
     try:
-        if "data" in wanted:
-            facts = run.prepare(given.cache, SCALES[given.scale], console.line)
-            console.line(f"pairs: {facts['pairs']['pairs']}")
-        if "run" in wanted:
-            _run(given, console)
-        if "report" in wanted:
-            _report(given, console)
+        for command in [given.command] if given.command else COMMANDS:
+            COMMANDS[command](given, console)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (RuntimeError, OSError, ValueError) as error:
-        parser.error(str(error))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.paper", description=DESCRIPTION)
+    parser.set_defaults(parser=parser)
     parser.add_argument("command", nargs="?", choices=COMMANDS, help="default: all of them")
     parser.add_argument("--scale", choices=SCALES, default="cpu", help="default: %(default)s")
     parser.add_argument(
@@ -67,10 +61,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextmanager
+def _bad_input(given: argparse.Namespace) -> Iterator[None]:
+    """Errors that are the caller's or the machine's: one line, and exit code 2."""
+    try:
+        yield
+    except (RuntimeError, OSError, ValueError) as error:
+        given.parser.error(str(error))
+
+
+def _data(given: argparse.Namespace, console: Console) -> dict[str, Any]:
+    with _bad_input(given):
+        facts = run.prepare(given.cache, SCALES[given.scale], console.line)
+    console.line(f"pairs: {facts['pairs']['pairs']}")
+    return facts
+
+
 def _run(given: argparse.Namespace, console: Console) -> None:
     """Ends with a record of all that is finished, also when interrupted."""
     scale = SCALES[given.scale]
-    data = run.prepare(given.cache, scale, console.line)
+    data = _data(given, console)
     folder = run.folder_of(given.scale, given.cache)
     chosen = plan.runs(given.only or plan.EXPERIMENTS, scale)
     try:
@@ -85,7 +95,8 @@ def _run(given: argparse.Namespace, console: Console) -> None:
 
 
 def _report(given: argparse.Namespace, console: Console) -> None:
-    found = record.Record.load(record.path_of(given.scale, given.out))
+    with _bad_input(given):
+        found = record.Record.load(record.path_of(given.scale, given.out))
     for figure in figures.draw(found, given.out):
         console.line(f"figure: {figure}")
     for name in found.experiments():
@@ -98,6 +109,12 @@ def _report(given: argparse.Namespace, console: Console) -> None:
     target.write_text(page.page(found))
     console.line(f"page: {target}")
 
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, Console], object]] = {
+    "data": _data,
+    "run": _run,
+    "report": _report,
+}
 
 if __name__ == "__main__":
     sys.exit(main())
