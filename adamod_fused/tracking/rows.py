@@ -1,0 +1,83 @@
+"""What every writer does with rows of ``bound_stats()``: hands out, flattens to tags."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from ..bound_stats import HISTOGRAM_EDGES
+
+Row = dict[str, Any]
+"""One of ``AdaMod.bound_stats()``."""
+
+NUMBERS = (
+    "bounded",
+    "rate_min",
+    "rate_mean",
+    "rate_max",
+    "bounded_rate_min",
+    "bounded_rate_mean",
+    "bounded_rate_max",
+    "grad_norm",
+    "update_norm",
+    "dead",
+    "nonfinite",
+)
+"""The columns that are curves over time."""
+
+HISTOGRAMS = ("rate_hist", "bounded_rate_hist")
+
+LOG2_EDGES = [round(math.log2(edge)) for edge in HISTOGRAM_EDGES]
+"""The exponents of the edges: loggers draw bins on a linear axis, where powers of two vanish."""
+
+
+class NewRows:
+    """Hands out the rows of each tracked step of one optimizer once."""
+
+    def __init__(self, per_tensor: bool = False) -> None:
+        self._by = "tensor" if per_tensor else "group"
+        self._step: int | None = None
+
+    def of(self, optimizer: Any) -> list[Row]:
+        """The rows of the last tracked step, or none if they were handed out before."""
+        rows: list[Row] = optimizer.bound_stats(by=self._by)
+        step = rows[0]["step"] if rows else None
+        if step == self._step:
+            return []
+        self._step = step
+        return rows
+
+
+def scalars(rows: Iterable[Row]) -> dict[str, float]:
+    """``{"adamod_bounded/group_0": 0.98, ...}``: a section for each column in most loggers."""
+    return {f"{section}/{name}": number for section, name, number in _cells(rows, NUMBERS)}
+
+
+def histograms(rows: Iterable[Row]) -> dict[str, list[int]]:
+    """``{"adamod_rate_hist_log2/group_0": counts, ...}``: 64 bins between ``LOG2_EDGES``."""
+    return {f"{section}_log2/{name}": counts for section, name, counts in _cells(rows, HISTOGRAMS)}
+
+
+def _cells(rows: Iterable[Row], columns: tuple[str, ...]) -> Iterator[tuple[str, str, Any]]:
+    for row in rows:
+        name = row["name"].replace(" ", "_")  # as TensorBoard would, with a warning
+        for column in columns:
+            yield f"adamod_{column}", name, row[column]
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """The AdaMod inside what a trainer wraps around its optimizers.
+
+    Raises:
+        TypeError: there is none.
+    """
+    inner = optimizer
+    while not hasattr(inner, "bound_stats"):
+        if not hasattr(inner, "optimizer"):
+            raise TypeError(
+                f"statistics of a bound are AdaMod's, and the optimizer is {type(inner).__name__}; "
+                "train with AdaMod(..., track_bound=True) or leave the callback out"
+            )
+        inner = inner.optimizer
+    return inner

@@ -1,0 +1,198 @@
+"""A run's statistics in its folder: one JSON line for each step that has something to tell.
+
+A line holds ``step``, ``time`` (seconds since 1970) and, where given, ``loss``, ``scalars`` and
+``rows``, those of ``bound_stats()``. JSON has no NaN and no inf: such numbers are null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import time
+from collections.abc import Iterable, Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from .rows import HISTOGRAMS, LOG2_EDGES, NUMBERS, NewRows, Row, unwrapped
+
+FILE = "bound_stats.jsonl"
+
+Entry = dict[str, Any]
+"""A line of the file, its nulls read as NaN."""
+
+COLUMNS = ("name", "numel", *NUMBERS, *HISTOGRAMS)
+FLOATS = ("lr", *(name for name in NUMBERS if name not in ("dead", "nonfinite")))
+
+
+class RunLog:
+    """Appends to ``RUN_DIR/bound_stats.jsonl``, which ``read`` and the report read.
+
+    A resumed run goes on in the same file, at any step: what it had written beyond that step
+    does not count any more. A line that was cut off when the run was killed is taken away.
+
+    Args:
+        run_dir: the run's folder; made if missing.
+    """
+
+    def __init__(self, run_dir: str | PathLike[str]) -> None:
+        self.path = Path(run_dir) / FILE
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._new = NewRows(per_tensor=True)
+        _drop_cut_line(self.path)
+
+    def log(
+        self,
+        optimizer: Any,
+        loss: Any = None,
+        *,
+        step: int | None = None,
+        **scalars: Any,
+    ) -> None:
+        """Writes a line if the last tracked step is new, or if there is a number to write.
+
+        To be called after ``optimizer.step()``. A loss on a GPU is waited for: pass it now and
+        then, not in every step.
+
+        Args:
+            optimizer: an AdaMod that tracks its bound.
+            loss: a number or a tensor of one element. Default: None.
+            step: of the loss and the scalars, where no rows say it. Default: None, the count of
+                the optimizer's first state.
+            scalars: more numbers, by name; the report draws those whose name has "loss" in it.
+
+        Raises:
+            RuntimeError: the optimizer does not track its bound.
+        """
+        optimizer = unwrapped(optimizer)
+        rows = self._new.of(optimizer)
+        if loss is None and not scalars and not rows:
+            return
+        entry: Entry = {"step": rows[0]["step"] if rows else step, "time": time.time()}
+        if entry["step"] is None:
+            entry["step"] = _count(optimizer)
+        if loss is not None:
+            entry["loss"] = float(loss)
+        if scalars:
+            entry["scalars"] = {name: float(value) for name, value in scalars.items()}
+        if rows:
+            entry["rows"] = rows
+        line = json.dumps(_without_nonfinite(entry), separators=(",", ":"), allow_nan=False)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def _count(optimizer: Any) -> int:
+    return int(next((state["step"] for state in optimizer.state.values() if state), 0))
+
+
+def _without_nonfinite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nonfinite(inner) for key, inner in value.items()}
+    if isinstance(value, list) and value and not isinstance(value[0], int):
+        return [_without_nonfinite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _drop_cut_line(path: Path) -> None:
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("r+b") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            end = content.rfind(b"\n") + 1
+        file.truncate(end)
+
+
+def read(run_dir: str | PathLike[str]) -> list[Entry]:
+    """The entries of a run, by rising step, one a step.
+
+    Raises:
+        FileNotFoundError: there is no such folder or no log in it.
+        ValueError: a line is no entry.
+    """
+    return merged(lines(run_dir))
+
+
+def lines(run_dir: str | PathLike[str]) -> Iterator[Entry]:
+    """The entries one by one as they were written, for those that cannot keep them all.
+
+    A last line without its end is left out: the run is writing it, or was killed.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read``.
+    """
+    path = Path(run_dir) / FILE
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}; name the folder of a run")
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no {FILE} in {path.parent}; RunLog({str(path.parent)!r}).log(optimizer) "
+            "after each step writes it"
+        )
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n"):
+                yield _entry(line, f"{path}, line {number}")
+
+
+def merged(entries: Iterable[Entry]) -> list[Entry]:
+    """Entries of one step as one; where steps fall, a resumed run overwrites what was later."""
+    result: list[Entry] = []
+    for entry in entries:
+        while result and result[-1]["step"] > entry["step"]:
+            result.pop()
+        if result and result[-1]["step"] == entry["step"]:
+            both = {**result[-1].get("scalars", {}), **entry.get("scalars", {})}
+            result[-1] |= entry | ({"scalars": both} if both else {})
+        else:
+            result.append(entry)
+    return result
+
+
+def _entry(line: bytes, where: str) -> Entry:
+    try:
+        entry = json.loads(line)
+        if not isinstance(entry, dict) or type(entry.get("step")) is not int:
+            raise ValueError("no object with a whole number as its step")
+        if "loss" in entry:
+            entry["loss"] = _number("loss", entry["loss"])
+        if "scalars" in entry:
+            entry["scalars"] = _scalars(entry["scalars"])
+        if not isinstance(entry.get("rows", []), list):
+            raise ValueError("rows are no list")
+        for row in entry.get("rows", ()):
+            _check_row(row)
+            row |= {name: _number(name, row[name]) for name in FLOATS if name in row}
+    except ValueError as error:  # json's own and unicode's are ValueErrors too
+        shown = line[:60].decode(errors="replace").strip()
+        raise ValueError(
+            f"{where} is no entry of a run log: {error}; it begins with {shown!r}; remove that "
+            "line, or take the file from a backup"
+        ) from error
+    return entry
+
+
+def _scalars(scalars: Any) -> dict[str, float]:
+    if not isinstance(scalars, dict):
+        raise ValueError("scalars are no object")
+    return {name: _number(name, value) for name, value in scalars.items()}
+
+
+def _check_row(row: Row) -> None:
+    if not isinstance(row, dict):
+        raise ValueError("a row is no object")
+    missing = [name for name in COLUMNS if name not in row]
+    if missing:
+        raise ValueError(f"a row lacks {', '.join(missing)}")
+    for name in HISTOGRAMS:
+        if len(row[name]) != len(LOG2_EDGES) - 1:
+            raise ValueError(f"{name} has {len(row[name])} bins, not {len(LOG2_EDGES) - 1}")
+
+
+def _number(name: str, value: Any) -> float:
+    if value is None:
+        return math.nan
+    if not isinstance(value, (int, float)):
+        raise ValueError(f"{name} is no number")
+    return value

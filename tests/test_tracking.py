@@ -1,0 +1,253 @@
+"""Rows of bound_stats() flattened, and as TensorBoard, W&B and two trainers get them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from bound_rows import FakeAdaMod
+from torch import nn
+from wandb_file import history
+
+from adamod_fused.bound_stats import HISTOGRAM_EDGES
+from adamod_fused.tracking import read, rows
+
+STEPS, EVERY = 5, 2  # tracked: 1, 3, 5
+
+
+def needs(*packages: str) -> pytest.MarkDecorator:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"no {missing} here: pip install them")
+
+
+class TrackingSGD(torch.optim.SGD):
+    """What a trainer can train with, and with rows known beforehand."""
+
+    def __init__(self, params) -> None:
+        super().__init__(params, lr=1e-3)
+        self.fake = FakeAdaMod(every=EVERY)
+        self.bound_stats = self.fake.bound_stats
+
+    def step(self, closure=None):
+        self.fake.step()
+        return super().step(closure)
+
+
+def stepped(steps: int) -> FakeAdaMod:
+    optimizer = FakeAdaMod(every=EVERY)
+    for _ in range(steps):
+        optimizer.step()
+    return optimizer
+
+
+def train(writer) -> dict[int, list[dict]]:
+    """Logs after each of the steps; returns the rows by step."""
+    optimizer, logged = FakeAdaMod(every=EVERY), {}
+    for step in range(1, STEPS + 1):
+        optimizer.step()
+        writer.log(optimizer)
+        if step % EVERY:
+            logged[step] = optimizer.bound_stats(by="group")
+    return logged
+
+
+def test_scalars_have_a_tag_for_each_column_and_name():
+    given = stepped(1).bound_stats()
+    flat = rows.scalars(given)
+    assert len(flat) == len(given) * len(rows.NUMBERS)
+    for row in given:
+        for column in rows.NUMBERS:
+            assert flat[f"adamod_{column}/{row['name']}"] == row[column]
+    assert rows.scalars(stepped(1).bound_stats(by="group")).keys() >= {"adamod_bounded/group_0"}
+    assert rows.scalars([]) == {}
+
+
+def test_histograms_are_between_whole_powers_of_two():
+    assert [2.0**edge for edge in rows.LOG2_EDGES] == list(HISTOGRAM_EDGES)
+    given = stepped(1).bound_stats()
+    flat = rows.histograms(given)
+    assert len(flat) == 2 * len(given)
+    assert flat["adamod_bounded_rate_hist_log2/b.bias"] == given[1]["bounded_rate_hist"]
+
+
+@pytest.mark.parametrize("per_tensor", [False, True])
+def test_new_rows_come_once(per_tensor):
+    optimizer, new, handed_out = FakeAdaMod(every=EVERY), rows.NewRows(per_tensor), []
+    assert new.of(optimizer) == []
+    for _ in range(STEPS):
+        optimizer.step()
+        handed_out += [new.of(optimizer), new.of(optimizer)]
+    steps = [[row["step"] for row in found] for found in handed_out if found]
+    assert steps == [[step] * (1 + per_tensor) for step in (1, 3, 5)]
+
+
+def test_the_optimizer_is_found_within_wrappers():
+    class Wrapper:
+        def __init__(self, optimizer) -> None:
+            self.optimizer = optimizer
+
+    inner = FakeAdaMod()
+    assert rows.unwrapped(Wrapper(Wrapper(inner))) is inner
+    with pytest.raises(TypeError, match=r"the optimizer is object; train with AdaMod\("):
+        rows.unwrapped(Wrapper(object()))
+
+
+@needs("tensorboard")
+def test_tensorboard_reads_what_was_written(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    from adamod_fused.tracking.tensorboard import BoundStatsWriter
+
+    with SummaryWriter(tmp_path) as writer:
+        logged = train(BoundStatsWriter(writer))
+    events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0}).Reload()
+    for column in rows.NUMBERS:
+        found = {e.step: e.value for e in events.Scalars(f"adamod_{column}/group_0")}
+        expected = {step: given[0][column] for step, given in logged.items()}
+        assert found == pytest.approx(expected, rel=1e-6), column
+    for column in rows.HISTOGRAMS:
+        histograms = events.Histograms(f"adamod_{column}_log2/group_0")
+        assert [h.step for h in histograms] == list(logged)
+        for histogram in histograms:
+            counts = logged[histogram.step][0][column]
+            value = histogram.histogram_value
+            assert value.num == sum(counts)
+            filled = {(limit, n) for limit, n in zip(value.bucket_limit, value.bucket, strict=True)}
+            expected = set(zip(rows.LOG2_EDGES[1:], counts, strict=True))
+            assert {pair for pair in filled if pair[1]} == {pair for pair in expected if pair[1]}
+            middles = [edge - 0.5 for edge in rows.LOG2_EDGES[1:]]
+            mean = sum(n * m for n, m in zip(counts, middles, strict=True)) / sum(counts)
+            assert value.sum / value.num == pytest.approx(mean)
+
+
+@needs("wandb")
+def test_wandb_offline_holds_what_was_logged(tmp_path, monkeypatch):
+    import wandb
+
+    from adamod_fused.tracking.wandb import BoundStatsWriter
+
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
+    with wandb.init(project="bound", dir=tmp_path) as run:
+        logged = train(BoundStatsWriter(run))
+        folder = Path(run.dir).parent
+    wandb.teardown()  # its process writes the file, and not before finish() returns
+    logs = list(history(folder))
+    assert [entry["adamod_step"] for entry in logs] == list(logged)
+    for entry in logs:
+        (row,) = logged[entry["adamod_step"]]
+        assert {c: entry[f"adamod_{c}/group_0"] for c in rows.NUMBERS} == pytest.approx(
+            {c: row[c] for c in rows.NUMBERS}
+        )
+        for column in rows.HISTOGRAMS:
+            histogram = entry[f"adamod_{column}_log2/group_0"]
+            assert histogram["_type"] == "histogram"
+            assert histogram["values"] == row[column]
+            assert histogram["bins"] == rows.LOG2_EDGES
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def forward(self, x, labels):
+        return {"loss": nn.functional.mse_loss(self.layer(x).squeeze(-1), labels)}
+
+
+@pytest.mark.integration
+@needs("transformers", "accelerate")
+def test_huggingface_trainer_logs_and_keeps_the_bound(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from transformers import Trainer, TrainingArguments
+
+    from adamod_fused.tracking.huggingface import BoundStatsCallback
+
+    with pytest.raises(ValueError, match="log=None and run_dir=None log nothing"):
+        BoundStatsCallback()
+    model = Model()
+    optimizer = TrackingSGD(model.parameters())
+    arguments = TrainingArguments(
+        str(tmp_path / "out"),
+        max_steps=STEPS,
+        per_device_train_batch_size=2,
+        logging_steps=2,
+        use_cpu=True,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    data = [{"x": torch.randn(2), "labels": torch.tensor(1.0)} for _ in range(8)]
+    trainer = Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, None))
+    trainer.add_callback(BoundStatsCallback(trainer.log, tmp_path / "run"))
+    trainer.train()
+
+    tag = "adamod_bounded/group_0"
+    shown = {e["step"]: e[tag] for e in trainer.state.log_history if tag in e}
+    assert list(shown) == [1, 3, 5]
+    assert shown[5] == optimizer.fake.bound_stats(by="group")[0]["bounded"]
+    entries = read(tmp_path / "run")
+    assert [e["step"] for e in entries if "rows" in e] == [1, 3, 5]
+    losses = {e["step"]: e["loss"] for e in trainer.state.log_history if "loss" in e}
+    assert losses.keys() == {2, 4}
+    assert {e["step"]: e["loss"] for e in entries if "loss" in e} == losses
+    assert entries[-1]["rows"] == optimizer.fake.bound_stats()
+
+
+@pytest.mark.integration
+@needs("lightning")
+def test_lightning_trainer_logs_and_keeps_the_bound(tmp_path):
+    import lightning
+    from lightning.pytorch.loggers import CSVLogger
+    from torch.utils.data import DataLoader
+
+    from adamod_fused.tracking.lightning import BoundStatsCallback
+
+    seen = []
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = Model()
+
+        def training_step(self, batch, _):
+            loss = self.model(batch, torch.ones(2))["loss"]
+            seen.append(loss.item())
+            return loss
+
+        def configure_optimizers(self):
+            return TrackingSGD(self.parameters())
+
+    logger = CSVLogger(tmp_path / "csv", flush_logs_every_n_steps=1)
+    trainer = lightning.Trainer(
+        max_steps=STEPS,
+        accelerator="cpu",
+        logger=logger,
+        log_every_n_steps=4,
+        callbacks=[BoundStatsCallback(tmp_path / "run", per_tensor=True)],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Module(), DataLoader(torch.randn(10, 2), batch_size=2))
+
+    tags = [name for name in logger.experiment.metrics_keys if name.startswith("adamod_")]
+    assert len(tags) == 2 * len(rows.NUMBERS)
+    text = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
+    place = text[0].split(",").index("adamod_bounded/b.bias")
+    expected = [stepped(step).bound_stats()[1]["bounded"] for step in (1, 3, 5)]
+    found = [line.split(",")[place] for line in text[1:]]
+    assert [float(value) for value in found if value] == pytest.approx(expected)
+    entries = read(tmp_path / "run")
+    assert {e["step"]: e["loss"] for e in entries} == pytest.approx(
+        {step: seen[step - 1] for step in (1, 3, 4, 5)}
+    )
+    assert [e["step"] for e in entries if "rows" in e] == [1, 3, 5]
