@@ -1,4 +1,4 @@
-"""The command line: ``python -m adamod_fused demo`` and ``python -m adamod_fused doctor``."""
+"""The command line: ``python -m adamod_fused`` and ``demo``, ``doctor`` or ``report``."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import cast
 
 from adamod_fused import doctor
 from adamod_fused.demo import cli as demo
+from adamod_fused.report import cli as report
 
 
 def main() -> int:
     """Runs the command that the arguments name and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m adamod_fused",
-        description="AdaMod as one pass over memory: see it train, or see what works here.",
+        description="AdaMod as one pass over memory: see it train, or what works here, or a run.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     demo.add_command(commands)
     doctor.add_command(commands)
+    report.add_command(commands)
     arguments = parser.parse_args()
     try:
         return cast(int, arguments.main(arguments))

@@ -1,0 +1,33 @@
+"use strict";
+// Draws every figure in the colours that the reader's system asks for, and again when they change.
+(() => {
+  const { figures, templates } = JSON.parse(document.getElementById("data").textContent);
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const narrow = matchMedia("(max-width: 560px)");
+  const config = {
+    responsive: true,
+    displaylogo: false,
+    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+  };
+
+  function fitted(layout) {
+    const template = templates[dark.matches ? "dark" : "light"];
+    const result = { ...layout, template, autosize: true };
+    if (narrow.matches && layout.yaxis.type === "category") {
+      // Names would leave no room for the map; hovering and tapping tell them.
+      result.height = Math.min(layout.height, 480);
+      result.yaxis = { ...layout.yaxis, showticklabels: false, ticks: "", title: { text: "tensor" } };
+    }
+    return result;
+  }
+
+  async function draw() {
+    const drawn = Object.entries(figures).map(([key, figure]) =>
+      Plotly.react(`plot-${key}`, figure.data, fitted(figure.layout), config));
+    await Promise.all(drawn);
+    document.documentElement.dataset.drawn = dark.matches ? "dark" : "light";
+  }
+
+  for (const query of [dark, narrow]) query.addEventListener("change", draw);
+  draw();
+})();
