@@ -8,6 +8,7 @@
 #   make asan    the tests again, against a CPU extension built with ASan and UBSan
 #   make gpu     offline: build with the torch, triton and nvcc at hand, run the GPU tests, the
 #                benchmark and the trials, leave records and figures in OUT; needs no `make env`
+#   make browser   install Chromium for the tests of the report, where there is none
 #   make env     the environment alone, in .venv; the others make it when they need it
 #   make lint    make format    make types    make clean
 
@@ -27,7 +28,7 @@ ENV := $(VENV)/.installed
 
 BENCH_ENV := $(VENV)/.installed-bench
 
-.PHONY: env demo bench paper bench-check test lint format types pytest asan gpu clean
+.PHONY: env demo bench paper bench-check test lint format types pytest asan gpu browser clean
 
 env: $(ENV)
 
@@ -88,6 +89,9 @@ asan: $(ENV)
 	    $$($${CXX:-c++} -print-file-name=libstdc++.so.6)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  $(PY) -m pytest --capture=sys -m 'not gpu and not build and not integration' $(ASAN_TESTS)
+
+browser:
+	.ci/browser
 
 gpu:
 	$(PYTHON) .ci/gpu.py --out $(OUT)

@@ -108,6 +108,7 @@ def tensors(tracked: list[Tracked]) -> Any:
         height=min(MOST_HEIGHT, max(LEAST_HEIGHT, 110 + ROW_HEIGHT * len(names))),
         xaxis={"title": "step", "showgrid": False},
         yaxis={
+            "title": "tensor",
             "type": "category",
             "autorange": "reversed",
             "showgrid": False,

@@ -16,7 +16,7 @@
     if (narrow.matches && layout.yaxis.type === "category") {
       // Names would leave no room for the map; hovering and tapping tell them.
       result.height = Math.min(layout.height, 480);
-      result.yaxis = { ...layout.yaxis, showticklabels: false, ticks: "", title: { text: "tensor" } };
+      result.yaxis = { ...layout.yaxis, showticklabels: false, ticks: "" };
     }
     return result;
   }

@@ -45,13 +45,17 @@ def _held_back(first: Tracked, last: Tracked) -> str:
 
 def _rates(run: Run) -> str:
     first = run.tracked[0]
+    words = (
+        f"The largest learning rate in step {first.step:,} would have been {rate(first.rate_max)} "
+        f"with Adam, and was {rate(first.bounded_rate_max)} with AdaMod."
+    )
+    if len(run.tracked) == 1:
+        return words
     adam = max(run.tracked, key=lambda t: _or_zero(t.rate_max))
     used = max(run.tracked, key=lambda t: _or_zero(t.bounded_rate_max))
     return (
-        f"The largest learning rate in step {first.step:,} would have been {rate(first.rate_max)} "
-        f"with Adam, and was {rate(first.bounded_rate_max)} with AdaMod. The largest of all "
-        f"tracked steps: {rate(adam.rate_max)} with Adam (step {adam.step:,}), "
-        f"{rate(used.bounded_rate_max)} with AdaMod (step {used.step:,})."
+        f"{words} The largest of all tracked steps: {rate(adam.rate_max)} with Adam (step "
+        f"{adam.step:,}), {rate(used.bounded_rate_max)} with AdaMod (step {used.step:,})."
     )
 
 

@@ -1,0 +1,227 @@
+"""``python -m adamod_fused report``: the command, the page as text, and the numbers it shows."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from bound_rows import FakeAdaMod, row
+
+from adamod_fused import __main__, extras
+from adamod_fused.report import series, summary
+from adamod_fused.tracking import RunLog
+from adamod_fused.tracking.run_log import FILE
+
+MARKUP = "</script><b>bold & loud</b>"
+NAMES = ("embedding.weight", MARKUP, "head.bias")
+
+needs_plotly = pytest.mark.skipif(
+    not extras.installed("plotly"), reason=f"no plotly here: {extras.INSTALL_REPORT}"
+)
+
+
+def write_run(folder: Path, steps: int = 7, names: tuple[str, ...] = NAMES, **how) -> FakeAdaMod:
+    optimizer, log = FakeAdaMod(names, **how), RunLog(folder)
+    for step in range(1, steps + 1):
+        optimizer.step()
+        log.log(optimizer, 3 / step, val_loss=4 / step, **{f"loss {MARKUP}": 5.0, "lr": 1.0})
+    return optimizer
+
+
+def report(*arguments: object, code: str | None = None) -> subprocess.CompletedProcess:
+    start = ["-m", "adamod_fused"]
+    if code is not None:
+        start = ["-c", f"{code}\nfrom adamod_fused.__main__ import main\nraise SystemExit(main())"]
+    return subprocess.run(
+        [sys.executable, *start, "report", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@needs_plotly
+def test_the_command_writes_the_page(tmp_path, monkeypatch, capsys):
+    write_run(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["adamod_fused", "report", str(tmp_path)])
+    assert __main__.main() == 0
+    assert capsys.readouterr().out == f"report: {tmp_path / 'report.html'}\n"
+    elsewhere = tmp_path / "other.html"
+    monkeypatch.setattr(
+        sys, "argv", ["adamod_fused", "report", str(tmp_path), "-o", str(elsewhere)]
+    )
+    assert __main__.main() == 0
+    assert elsewhere.read_text() == (tmp_path / "report.html").read_text()
+
+
+BAD_RUNS = {
+    "missing": (None, "there is no folder .*; name the folder of a run"),
+    "no log": ({}, r"there is no bound_stats.jsonl in .*RunLog\("),
+    "empty": ({FILE: ""}, "has no tracked step yet; make the optimizer with AdaMod"),
+    "no rows": ({FILE: '{"step": 1, "loss": 2.0}\n'}, "has no tracked step yet"),
+    "bad line": ({FILE: '{"step": 1}\n{"st\n'}, "bound_stats.jsonl, line 2 is no entry"),
+}
+
+
+@needs_plotly
+@pytest.mark.parametrize(("files", "message"), BAD_RUNS.values(), ids=BAD_RUNS)
+def test_bad_runs_say_what_to_do(tmp_path, monkeypatch, capsys, files, message):
+    folder = tmp_path / "run"
+    if files is not None:
+        folder.mkdir()
+        for name, text in files.items():
+            (folder / name).write_text(text)
+    monkeypatch.setattr(sys, "argv", ["adamod_fused", "report", str(folder)])
+    with pytest.raises(SystemExit, match="2"):
+        __main__.main()
+    assert re.search(message, capsys.readouterr().err)
+    assert not (folder / "report.html").exists()
+
+
+def test_without_plotly_it_says_what_to_install(tmp_path):
+    write_run(tmp_path)
+    process = report(tmp_path, code="import sys; sys.modules['plotly'] = None")
+    assert process.returncode == 2
+    assert "pip install 'adamod_fused[report]'" in process.stderr
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes, and the text by the element around it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.texts.append((self.found[-1][0] if self.found else "", data))
+
+
+@needs_plotly
+def test_the_page_loads_nothing_and_names_do_no_harm(tmp_path):
+    from adamod_fused.report.page import page
+
+    write_run(tmp_path)
+    text = page(series.load(tmp_path), f"run {MARKUP}")
+    elements = Elements(text)
+    tags = [tag for tag, _ in elements.found]
+    assert tags.count("script") == 3
+    assert not {"link", "iframe", "img", "object", "embed", "base", "b"} & set(tags)
+    for _, attributes in elements.found:
+        assert not {"src", "href", "srcset", "action", "style"} & attributes.keys()
+    styles = "".join(data for tag, data in elements.texts if tag == "style")
+    assert "url(" not in styles
+    assert "@import" not in styles
+    (policy,) = (a["content"] for _, a in elements.found if "http-equiv" in a)
+    assert policy.startswith("default-src 'none';")
+    assert "http" not in policy
+    figures = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL).group(1))
+    plots = [attributes for _, attributes in elements.found if attributes.get("class") == "plot"]
+    assert len(figures["figures"]) == len(plots) == 8
+    shown = json.dumps(figures)
+    assert "<b>" not in shown
+    assert "&lt;/script&gt;&lt;b&gt;bold &amp; loud&lt;/b&gt;" in shown
+
+
+def test_sums_are_those_of_the_rows(tmp_path):
+    optimizer = write_run(tmp_path, steps=5, every=2)
+    run = series.load(tmp_path)
+    assert [tracked.step for tracked in run.tracked] == [1, 3, 5]
+    rows, last = optimizer.bound_stats(), run.tracked[-1]
+    numel = sum(r["numel"] for r in rows)
+    assert last.total == numel
+    assert last.bounded == pytest.approx(sum(r["bounded"] * r["numel"] for r in rows) / numel)
+    assert last.rate_max == max(r["rate_max"] for r in rows)
+    assert last.bounded_rate_max == max(r["bounded_rate_max"] for r in rows)
+    assert last.dead == sum(r["dead"] for r in rows) == 5
+    assert last.grad_norm == pytest.approx(math.sqrt(sum(r["grad_norm"] ** 2 for r in rows)))
+    assert last.update_norm == pytest.approx(math.sqrt(sum(r["update_norm"] ** 2 for r in rows)))
+    for name, shares in (
+        ("rate_hist", last.rate_shares),
+        ("bounded_rate_hist", last.bounded_rate_shares),
+    ):
+        columns = zip(*(r[name] for r in rows), strict=True)
+        assert shares == pytest.approx([sum(c) / numel for c in columns])
+    assert run.losses["loss"] == [(step, 3 / step) for step in range(1, 6)]
+    assert run.losses.keys() == {"loss", "val_loss", f"loss {MARKUP}"}
+
+
+def test_numbers_that_are_missing_do_not_spread(tmp_path):
+    good = row("good", 100, 1)
+    bad = row("bad", 300, 1) | {"rate_max": math.nan, "rate_hist": [0] * 64, "grad_norm": math.nan}
+    none = good | {"name": "none", "numel": 0, "bounded": math.nan, "dead": 0}
+    optimizer = FakeAdaMod()
+    optimizer.bound_stats = lambda by: [good, bad, none]
+    RunLog(tmp_path).log(optimizer)
+    (tracked,) = series.load(tmp_path).tracked
+    assert tracked.rate_max == good["rate_max"]
+    assert tracked.bounded == pytest.approx(0.25 * good["bounded"] + 0.75 * bad["bounded"])
+    assert sum(tracked.rate_shares) == pytest.approx(1)
+    assert math.isnan(tracked.grad_norm)
+
+
+def test_median_lies_where_half_of_the_elements_are():
+    shares = [0.0] * 64
+    shares[40], shares[41] = 0.25, 0.75  # from 2^0 and from 2^1
+    assert series.median(shares) == pytest.approx(2 ** (1 + 1 / 3))
+    assert math.isnan(series.median([0.0] * 64))
+
+
+def test_long_runs_are_thinned_and_keep_their_ends():
+    assert series.thinned([1, 2, 3], 3) == [1, 2, 3]
+    some = series.thinned(list(range(1000)), 7)
+    assert len(some) == 7
+    assert (some[0], some[-1]) == (0, 999)
+    points = [(step, float(step)) for step in range(1, 8)]
+    assert series.averaged(points, 7) == ([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 7], 1)
+    assert series.averaged(points, 3) == ([3, 6, 7], [2, 5, 7], 3)
+    assert series.averaged([(1, 1.0), (2, math.nan)], 1) == ([2], [None], 2)
+
+
+def test_names_that_repeat_are_told_apart():
+    assert series.unique(["a", "b", "a"]) == ["a (0)", "b", "a (2)"]
+
+
+def test_the_words_are_those_of_the_numbers(tmp_path):
+    write_run(tmp_path, steps=400, every=399)
+    run = series.load(tmp_path)
+    held, rates, dead = summary.sentences(run)
+    assert held.startswith("The bound held back 100\N{NO-BREAK SPACE}% of the elements in step 1, ")
+    assert held.endswith("in step 400.")
+    assert "would have been 1e5 with Adam, and was 1,000 with AdaMod" in rates
+    assert "1e5 with Adam (step 1), 9.8e4 with AdaMod (step 400)" in rates
+    assert dead.startswith("5 of 420 elements (1.19\N{NO-BREAK SPACE}%) have had no gradient yet")
+    table = {name: values for name, *values in summary.table(run)}
+    assert table["dead elements (no gradient yet)"] == ["5", "5"]
+    assert table["loss, first and last"] == ["3", "0.0075"]
+
+
+def test_a_bound_that_never_acts_and_numbers_that_are_none_are_named(tmp_path):
+    rows = [row("a", 100, 3) | {"bounded": 0.001, "nonfinite": 7}]
+    optimizer = FakeAdaMod()
+    optimizer.bound_stats = lambda by: rows
+    RunLog(tmp_path).log(optimizer)
+    held, _, never, nonfinite = summary.sentences(series.load(tmp_path))
+    assert held.endswith("the only one that was tracked so far.")
+    assert "hardly ever acted, on 0.1\N{NO-BREAK SPACE}% of the elements at most" in never
+    assert "inf or NaN in 1 of 1 tracked steps, first in step 3" in nonfinite
+
+
+def test_numbers_are_written_as_people_do():
+    assert [summary.rate(r) for r in (1.234e-5, 0.0312, 9.96, 123.4, 1e4, 1e5, math.nan)] == [
+        "1.2e-5", "0.031", "10", "120", "1e4", "1e5", "not a number",
+    ]  # fmt: skip
+    shares = [
+        summary.percent(s).replace("\N{NO-BREAK SPACE}", " ") for s in (0, 1e-4, 0.5, 0.9999, 1)
+    ]
+    assert shares == ["0 %", "less than 0.1 %", "50 %", "more than 99.9 %", "100 %"]
