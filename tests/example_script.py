@@ -41,6 +41,7 @@ def outcome(path: str) -> str:
 def main(path: str) -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
     socket.socket.connect = refuse
+    sys.argv = [path]  # without arguments, which are optional
     step = AdaMod.step
     outcomes = {"as it stands": outcome(path)}
     AdaMod.step = stand_still

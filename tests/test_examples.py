@@ -22,6 +22,7 @@ NEEDS = {
     "timm_schedulers": ("timm", "timm"),
     "torchtitan_style": ("torch", ""),
     "warm_restarts": ("torch", ""),
+    "watch_the_bound": ("torch", ""),
     "weight_averaging": ("torch", ""),
 }
 # Run by tests of their own, named here: in several processes, or killed.

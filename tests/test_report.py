@@ -195,9 +195,10 @@ def test_names_that_repeat_are_told_apart():
 def test_the_words_are_those_of_the_numbers(tmp_path):
     write_run(tmp_path, steps=400, every=399)
     run = series.load(tmp_path)
-    held, rates, dead = summary.sentences(run)
+    held, medians, rates, dead = summary.sentences(run)
     assert held.startswith("The bound held back 100\N{NO-BREAK SPACE}% of the elements in step 1, ")
     assert held.endswith("in step 400.")
+    assert medians.startswith("The median learning rate used was 1.03\N{NO-BREAK SPACE}% of Adam's")
     assert "would have been 1e5 with Adam, and was 1,000 with AdaMod" in rates
     assert "1e5 with Adam (step 1), 9.8e4 with AdaMod (step 400)" in rates
     assert dead.startswith("5 of 420 elements (1.19\N{NO-BREAK SPACE}%) have had no gradient yet")
@@ -211,7 +212,7 @@ def test_a_bound_that_never_acts_and_numbers_that_are_none_are_named(tmp_path):
     optimizer = FakeAdaMod()
     optimizer.bound_stats = lambda by: rows
     RunLog(tmp_path).log(optimizer)
-    held, _, never, nonfinite = summary.sentences(series.load(tmp_path))
+    held, _, _, never, nonfinite = summary.sentences(series.load(tmp_path))
     assert held.endswith("the only one that was tracked so far.")
     assert "hardly ever acted, on 0.1\N{NO-BREAK SPACE}% of the elements at most" in never
     assert "inf or NaN in 1 of 1 tracked steps, first in step 3" in nonfinite
@@ -219,7 +220,7 @@ def test_a_bound_that_never_acts_and_numbers_that_are_none_are_named(tmp_path):
 
 def test_numbers_are_written_as_people_do():
     assert [summary.rate(r) for r in (1.234e-5, 0.0312, 9.96, 123.4, 1e4, 1e5, math.nan)] == [
-        "1.2e-5", "0.031", "10", "120", "1e4", "1e5", "not a number",
+        "1.2e-5", "0.031", "10", "120", "1e4", "1e5", "no number",
     ]  # fmt: skip
     shares = [
         summary.percent(s).replace("\N{NO-BREAK SPACE}", " ") for s in (0, 1e-4, 0.5, 0.9999, 1)

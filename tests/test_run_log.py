@@ -18,12 +18,18 @@ def steps_of(folder: Path) -> list[int]:
     return [entry["step"] for entry in read(folder)]
 
 
+@pytest.mark.filterwarnings("error")
 def test_what_is_logged_is_read(tmp_path):
     optimizer, log = FakeAdaMod(every=2), RunLog(tmp_path / "new" / "run")
     expected = []
     for step in range(1, 5):
         optimizer.step()
-        log.log(optimizer, torch.tensor(1.0 / step), lr=torch.tensor(0.5), epoch=step)
+        log.log(
+            optimizer,
+            torch.tensor(1.0 / step, requires_grad=True),
+            lr=torch.tensor(0.5),
+            epoch=step,
+        )
         expected.append(optimizer.bound_stats() if step % 2 else None)
     entries = read(tmp_path / "new" / "run")
     assert [entry["step"] for entry in entries] == [1, 2, 3, 4]

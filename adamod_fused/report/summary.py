@@ -16,7 +16,7 @@ def sentences(run: Run) -> list[str]:
     """What a reader should know before looking at a figure."""
     first, last = run.tracked[0], run.tracked[-1]
     most = max(run.tracked, key=lambda t: t.bounded)
-    found = [_held_back(first, last), _rates(run)]
+    found = [_held_back(first, last), _medians(first, last), _rates(run)]
     if most.bounded < HARDLY:
         found.append(
             f"The bound hardly ever acted, on {percent(most.bounded)} of the elements at most: "
@@ -41,6 +41,12 @@ def _held_back(first: Tracked, last: Tracked) -> str:
     if last is first:
         return f"{start}, the only one that was tracked so far."
     return f"{start}, {percent(last.bounded)} in step {last.step:,}."
+
+
+def _medians(first: Tracked, last: Tracked) -> str:
+    start, end = (median(t.bounded_rate_shares) / median(t.rate_shares) for t in (first, last))
+    words = f"The median learning rate used was {percent(start)} of Adam's in step {first.step:,}"
+    return f"{words}." if last is first else f"{words}, {percent(end)} in step {last.step:,}."
 
 
 def _rates(run: Run) -> str:
@@ -86,7 +92,9 @@ def _each(run: Run, show: Callable[[Tracked], str]) -> tuple[str, str]:
 
 
 def percent(share: float) -> str:
-    """A share of elements: never 0 % or 100 % unless it is all or none of them."""
+    """A share: never 0 % or 100 % unless it is none or all."""
+    if math.isnan(share):
+        return "no number"
     if 0 < share < 0.001:
         return f"less than 0.1{NBSP}%"
     if 0.999 < share < 1:
@@ -97,7 +105,7 @@ def percent(share: float) -> str:
 def rate(number: float) -> str:
     """Two significant digits: ``1.2e-5``, ``0.031``, ``100``, ``1e5``."""
     if math.isnan(number):
-        return "not a number"
+        return "no number"
     if 10 <= number < 1e4:
         return f"{float(f'{number:.2g}'):,.0f}"
     return re.sub(r"e([+-])0*", lambda e: "e" + e[1].strip("+"), f"{number:.2g}")

@@ -42,11 +42,15 @@ class NewRows:
     def of(self, optimizer: Any) -> list[Row]:
         """The rows of the last tracked step, or none if they were handed out before."""
         rows: list[Row] = optimizer.bound_stats(by=self._by)
-        step = rows[0]["step"] if rows else None
-        if step == self._step:
+        if not rows or step_of(rows) == self._step:
             return []
-        self._step = step
+        self._step = step_of(rows)
         return rows
+
+
+def step_of(rows: Iterable[Row]) -> int:
+    """The step of rows of one look: tensors that had no gradient at times have done fewer."""
+    return max(row["step"] for row in rows)
 
 
 def scalars(rows: Iterable[Row]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .rows import HISTOGRAMS, LOG2_EDGES, NUMBERS, NewRows, Row, unwrapped
+from .rows import HISTOGRAMS, LOG2_EDGES, NUMBERS, NewRows, Row, step_of, unwrapped
 
 FILE = "bound_stats.jsonl"
 
@@ -69,18 +69,22 @@ class RunLog:
         rows = self._new.of(optimizer)
         if loss is None and not scalars and not rows:
             return
-        entry: Entry = {"step": rows[0]["step"] if rows else step, "time": time.time()}
+        entry: Entry = {"step": step_of(rows) if rows else step, "time": time.time()}
         if entry["step"] is None:
             entry["step"] = _count(optimizer)
         if loss is not None:
-            entry["loss"] = float(loss)
+            entry["loss"] = _as_float(loss)
         if scalars:
-            entry["scalars"] = {name: float(value) for name, value in scalars.items()}
+            entry["scalars"] = {name: _as_float(value) for name, value in scalars.items()}
         if rows:
             entry["rows"] = rows
         line = json.dumps(_without_nonfinite(entry), separators=(",", ":"), allow_nan=False)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+
+def _as_float(value: Any) -> float:
+    return float(value.item() if hasattr(value, "item") else value)  # as torch wants of a loss
 
 
 def _count(optimizer: Any) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .rows import LOG2_EDGES, NewRows, histograms, scalars, unwrapped
+from .rows import LOG2_EDGES, NewRows, histograms, scalars, step_of, unwrapped
 
 
 class BoundStatsWriter:
@@ -25,9 +25,9 @@ class BoundStatsWriter:
         """To be called after ``optimizer.step()``; writes nothing if no new step was tracked."""
         rows = self._new.of(unwrapped(optimizer))
         for tag, number in scalars(rows).items():
-            self._writer.add_scalar(tag, number, rows[0]["step"])
+            self._writer.add_scalar(tag, number, step_of(rows))
         for tag, counts in histograms(rows).items():
-            self._add_histogram(tag, counts, rows[0]["step"])
+            self._add_histogram(tag, counts, step_of(rows))
 
     def _add_histogram(self, tag: str, counts: list[int], step: int) -> None:
         middles = [edge + 0.5 for edge in LOG2_EDGES[:-1]]

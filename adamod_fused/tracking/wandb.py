@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .rows import LOG2_EDGES, NewRows, histograms, scalars, unwrapped
+from .rows import LOG2_EDGES, NewRows, histograms, scalars, step_of, unwrapped
 
 STEP = "adamod_step"
 
@@ -32,7 +32,7 @@ class BoundStatsWriter:
 
         rows = self._new.of(unwrapped(optimizer))
         if rows:
-            entry: dict[str, Any] = {STEP: rows[0]["step"], **scalars(rows)}
+            entry: dict[str, Any] = {STEP: step_of(rows), **scalars(rows)}
             for tag, counts in histograms(rows).items():
                 np_histogram: Any = counts, LOG2_EDGES  # lists do as well as numpy's arrays
                 entry[tag] = wandb.Histogram(np_histogram=np_histogram)
