@@ -57,13 +57,14 @@ class FakeAdaMod:
     def __init__(self, names: tuple[str, ...] = ("a.weight", "b.bias"), every: int = 1) -> None:
         self.names, self.every = names, every
         self.state: dict[str, dict[str, float]] = {}
-        self.steps = self.tracked = 0
+        self.steps = self.tracked = self.bound_looks = 0
 
     def step(self) -> None:
         self.steps += 1
         self.state["first"] = {"step": float(self.steps)}
         if (self.steps - 1) % self.every == 0:
             self.tracked = self.steps
+            self.bound_looks += 1
 
     def bound_stats(self, by: str = "tensor") -> list[dict]:
         if self.tracked == 0:

@@ -31,6 +31,10 @@ class TrackingSGD(torch.optim.SGD):
         self.fake = FakeAdaMod(every=EVERY)
         self.bound_stats = self.fake.bound_stats
 
+    @property
+    def bound_looks(self) -> int:
+        return self.fake.bound_looks
+
     def step(self, closure=None):
         self.fake.step()
         return super().step(closure)
@@ -82,6 +86,24 @@ def test_new_rows_come_once(per_tensor):
         handed_out += [new.of(optimizer), new.of(optimizer)]
     steps = [[row["step"] for row in found] for found in handed_out if found]
     assert steps == [[step] * (1 + per_tensor) for step in (1, 3, 5)]
+
+
+def test_between_looks_nobody_asks_for_rows():
+    optimizer, new, asked = FakeAdaMod(every=EVERY), rows.NewRows(), []
+    bound_stats = optimizer.bound_stats
+    optimizer.bound_stats = lambda by: asked.append(optimizer.steps) or bound_stats(by)
+    for _ in range(STEPS):
+        optimizer.step()
+        new.of(optimizer)
+    assert asked == [1, 3, 5]
+
+
+def test_a_look_that_found_nothing_hands_nothing_out():
+    optimizer, new = FakeAdaMod(), rows.NewRows()
+    optimizer.step()
+    assert new.of(optimizer)
+    optimizer.bound_looks += 1  # as after a step that a loss scale's overflow skipped
+    assert new.of(optimizer) == []
 
 
 def test_the_optimizer_is_found_within_wrappers():

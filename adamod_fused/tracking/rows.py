@@ -37,11 +37,17 @@ class NewRows:
 
     def __init__(self, per_tensor: bool = False) -> None:
         self._by = "tensor" if per_tensor else "group"
+        self._looks: int | None = None  # so that the first call asks, and is told if it is off
         self._step: int | None = None
 
     def of(self, optimizer: Any) -> list[Row]:
         """The rows of the last tracked step, or none if they were handed out before."""
+        # To be called in every step: only where there is something new may it wait for a device.
+        if optimizer.bound_looks == self._looks:
+            return []
+        self._looks = optimizer.bound_looks
         rows: list[Row] = optimizer.bound_stats(by=self._by)
+        # A look at a step that a loss scale's overflow skipped leaves the rows as they were.
         if not rows or step_of(rows) == self._step:
             return []
         self._step = step_of(rows)
