@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -123,14 +124,54 @@ def test_the_page_loads_nothing_and_names_do_no_harm(tmp_path):
     assert "url(" not in styles
     assert "@import" not in styles
     (policy,) = (a["content"] for _, a in elements.found if "http-equiv" in a)
-    assert policy.startswith("default-src 'none';")
-    assert "http" not in policy
-    figures = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL).group(1))
+    sources = dict(part.split(maxsplit=1) for part in policy.split(";"))
+    assert sources.pop("default-src") == "'none'"
+    assert set(sources.values()) <= {"'none'", "'unsafe-inline'", "data: blob:"}
+    data = re.search(r'id="data">(.*?)</script>', text, re.DOTALL).group(1)
+    assert "<" not in data
+    figures = json.loads(data)
     plots = [attributes for _, attributes in elements.found if attributes.get("class") == "plot"]
     assert len(figures["figures"]) == len(plots) == 8
     shown = json.dumps(figures)
     assert "<b>" not in shown
     assert "&lt;/script&gt;&lt;b&gt;bold &amp; loud&lt;/b&gt;" in shown
+
+
+@needs_plotly
+def test_the_figures_hold_the_numbers(tmp_path):
+    from adamod_fused.report.panels import panels
+
+    optimizer = write_run(tmp_path, steps=5, every=2)
+    run = series.load(tmp_path)
+    figures = {panel.key: panel.figure for panel in panels(run)}
+    last, rows = run.tracked[-1], optimizer.bound_stats()
+    bins = []
+    for key, shares in (("rates", last.rate_shares), ("bounded-rates", last.bounded_rate_shares)):
+        heat, line = figures[key].data
+        assert heat.x == line.x == (1, 3, 5)
+        drawn = {y: 10 ** z[-1] for y, z in zip(heat.y, heat.z, strict=True) if z[-1] is not None}
+        expected = {k - 39.5: share for k, share in enumerate(shares) if share}
+        assert drawn == pytest.approx(expected, rel=1e-2)
+        assert 2 ** line.y[-1] == pytest.approx(series.median(shares), rel=1e-2)
+        bins.append((heat.y, heat.zmin, heat.zmax, figures[key].layout.yaxis.range))
+    assert bins[0] == bins[1]
+
+    (heat,) = figures["tensors"].data
+    assert list(heat.y) == ["embedding.weight", html.escape(MARKUP), "head.bias"]
+    bounded = [100 * row["bounded"] for row in rows]
+    assert [z[-1] for z in heat.z] == pytest.approx(bounded, rel=1e-3)
+    for key, column, whole, scale in (
+        ("bounded", "bounded", last.bounded, 100),
+        ("grad-norm", "grad_norm", last.grad_norm, 1),
+        ("update-norm", "update_norm", last.update_norm, 1),
+    ):
+        drawn = [trace.y[-1] for trace in figures[key].data]
+        expected = [scale * number for number in (whole, *(row[column] for row in rows))]
+        assert drawn == pytest.approx(expected, rel=1e-3), key
+    drawn = [trace.y[-1] for trace in figures["dead"].data]
+    shares = [row["dead"] / row["numel"] for row in rows]
+    assert drawn == pytest.approx([100 * x for x in (last.dead / last.total, *shares)], rel=1e-3)
+    assert figures["loss"].data[0].y == pytest.approx([3 / step for step in range(1, 6)], rel=1e-3)
 
 
 def test_sums_are_those_of_the_rows(tmp_path):
