@@ -189,7 +189,15 @@ class AdaMod(FusedOptimizer):
         Raises:
             TypeError, ValueError: ``every`` is no whole number >= 0.
         """
-        self._tracker = BoundTracker(every_of(every))
+        self._tracker = BoundTracker(every_of(every), self._tracker.looks)
+
+    @property
+    def bound_looks(self) -> int:
+        """How many steps were to be seen so far: rises when ``bound_stats()`` may have news.
+
+        It is known to the host, so that it can be asked in every step.
+        """
+        return self._tracker.looks
 
     def bound_stats(self, by: str = "tensor") -> list[dict[str, Any]]:
         """What the bound did in the last step that was seen; waits for the device.

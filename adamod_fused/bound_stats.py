@@ -83,10 +83,12 @@ class BoundTracker:
     """Decides which steps are looked at and keeps the last look.
 
     ``every``: the first step is looked at and from then on each ``every``-th; 0 is none.
+    ``looks``: how many there were before, of another tracker.
     """
 
-    def __init__(self, every: int = 0) -> None:
+    def __init__(self, every: int = 0, looks: int = 0) -> None:
         self.every = every
+        self.looks = looks
         self._done = 0  # steps since it began
         self._last: Look | None = None
         self._before: Look | None = None  # for a last step that a loss scale's overflow skipped
@@ -99,6 +101,7 @@ class BoundTracker:
         if not self._is_open:  # else the step goes on: gradients that backward releases in parts
             self._before, self._last = self._last, Look(hyperparameters)
             self._is_open = True
+            self.looks += 1
         return self._last
 
     def advance(self) -> None:

@@ -12,6 +12,7 @@ from bound_rows import FakeAdaMod
 from torch import nn
 from wandb_file import history
 
+from adamod_fused import AdaMod
 from adamod_fused.bound_stats import HISTOGRAM_EDGES
 from adamod_fused.tracking import read, rows
 
@@ -115,6 +116,21 @@ def test_the_optimizer_is_found_within_wrappers():
     assert rows.unwrapped(Wrapper(Wrapper(inner))) is inner
     with pytest.raises(TypeError, match=r"the optimizer is object; train with AdaMod\("):
         rows.unwrapped(Wrapper(object()))
+
+
+def test_looks_of_adamod_are_counted_on_and_on():
+    param = nn.Parameter(torch.ones(3))
+    optimizer, new, found = AdaMod([param], track_bound=2), rows.NewRows(), []
+    for step in range(6):
+        if step == 3:  # in step 4, after as many looks as the new tracker has after its first
+            optimizer.track_bound(every=10)
+        param.grad = torch.ones(3)
+        optimizer.step()
+        found.append((optimizer.bound_looks, [row["step"] for row in new.of(optimizer)]))
+    assert found == [(1, [1]), (1, []), (2, [3]), (3, [4]), (3, []), (3, [])]
+    optimizer.track_bound(every=0)
+    with pytest.raises(RuntimeError, match="the bound is not tracked"):
+        rows.NewRows().of(optimizer)
 
 
 @needs("tensorboard")

@@ -61,13 +61,14 @@ def panels(run: Run) -> list[Panel]:
         Panel(
             "grad-norm",
             "Norm of the gradient",
-            "L2 norm, on a logarithmic axis.",
+            "L2 norm of the gradient as the step used it, on a logarithmic axis.",
             curves.norms(tracked, "grad_norm", "norm (units of the gradient)"),
         ),
         Panel(
             "update-norm",
             "Norm of the update",
-            "L2 norm of what a step adds to the weights, on a logarithmic axis.",
+            "L2 norm of what the step added to the weights, without weight decay, on a logarithmic "
+            "axis.",
             curves.norms(tracked, "update_norm", "norm (units of the weights)"),
         ),
         Panel(
