@@ -24,23 +24,6 @@ def needs(*packages: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(missing), reason=f"no {missing} here: pip install them")
 
 
-class TrackingSGD(torch.optim.SGD):
-    """What a trainer can train with, and with rows known beforehand."""
-
-    def __init__(self, params) -> None:
-        super().__init__(params, lr=1e-3)
-        self.fake = FakeAdaMod(every=EVERY)
-        self.bound_stats = self.fake.bound_stats
-
-    @property
-    def bound_looks(self) -> int:
-        return self.fake.bound_looks
-
-    def step(self, closure=None):
-        self.fake.step()
-        return super().step(closure)
-
-
 def stepped(steps: int) -> FakeAdaMod:
     optimizer = FakeAdaMod(every=EVERY)
     for _ in range(steps):
@@ -212,7 +195,7 @@ def test_huggingface_trainer_logs_and_keeps_the_bound(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="log=None and run_dir=None log nothing"):
         BoundStatsCallback()
     model = Model()
-    optimizer = TrackingSGD(model.parameters())
+    optimizer = AdaMod(model.named_parameters(), track_bound=EVERY)
     arguments = TrainingArguments(
         str(tmp_path / "out"),
         max_steps=STEPS,
@@ -231,13 +214,14 @@ def test_huggingface_trainer_logs_and_keeps_the_bound(tmp_path, monkeypatch):
     tag = "adamod_bounded/group_0"
     shown = {e["step"]: e[tag] for e in trainer.state.log_history if tag in e}
     assert list(shown) == [1, 3, 5]
-    assert shown[5] == optimizer.fake.bound_stats(by="group")[0]["bounded"]
+    assert shown[5] == optimizer.bound_stats(by="group")[0]["bounded"]
     entries = read(tmp_path / "run")
     assert [e["step"] for e in entries if "rows" in e] == [1, 3, 5]
     losses = {e["step"]: e["loss"] for e in trainer.state.log_history if "loss" in e}
     assert losses.keys() == {2, 4}
     assert {e["step"]: e["loss"] for e in entries if "loss" in e} == losses
-    assert entries[-1]["rows"] == optimizer.fake.bound_stats()
+    assert entries[-1]["rows"] == optimizer.bound_stats()
+    assert [row["name"] for row in entries[-1]["rows"]] == ["layer.weight", "layer.bias"]
 
 
 @pytest.mark.integration
@@ -262,7 +246,7 @@ def test_lightning_trainer_logs_and_keeps_the_bound(tmp_path):
             return loss
 
         def configure_optimizers(self):
-            return TrackingSGD(self.parameters())
+            return AdaMod(self.named_parameters(), track_bound=EVERY)
 
     logger = CSVLogger(tmp_path / "csv", flush_logs_every_n_steps=1)
     trainer = lightning.Trainer(
@@ -280,11 +264,12 @@ def test_lightning_trainer_logs_and_keeps_the_bound(tmp_path):
     tags = [name for name in logger.experiment.metrics_keys if name.startswith("adamod_")]
     assert len(tags) == 2 * len(rows.NUMBERS)
     text = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
-    place = text[0].split(",").index("adamod_bounded/b.bias")
-    expected = [stepped(step).bound_stats()[1]["bounded"] for step in (1, 3, 5)]
+    place = text[0].split(",").index("adamod_update_norm/model.layer.bias")
     found = [line.split(",")[place] for line in text[1:]]
-    assert [float(value) for value in found if value] == pytest.approx(expected)
     entries = read(tmp_path / "run")
+    expected = [e["rows"][1]["update_norm"] for e in entries if "rows" in e]
+    assert [float(value) for value in found if value] == pytest.approx(expected)
+    assert entries[-1]["rows"] == trainer.optimizers[0].bound_stats()
     assert {e["step"]: e["loss"] for e in entries} == pytest.approx(
         {step: seen[step - 1] for step in (1, 3, 4, 5)}
     )
