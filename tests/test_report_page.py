@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import browser
 import pytest
@@ -112,6 +113,12 @@ def test_every_figure_is_drawn_and_nothing_goes_wrong(look):
 def test_nothing_is_loaded(look, url):
     assert look.requests == [url]
     assert look.page.evaluate("performance.getEntriesByType('resource').length") == 0
+    # Nor sent: plotly's button to share a figure is not there.
+    buttons = look.page.locator("#plot-loss .modebar-btn").evaluate_all(
+        "buttons => buttons.map(button => button.dataset.title)"
+    )
+    assert len(buttons) == 6
+    assert not [title for title in buttons if re.search("share|cloud|studio|edit", title, re.I)]
 
 
 def test_the_page_is_as_wide_as_the_window(look):

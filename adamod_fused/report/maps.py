@@ -9,6 +9,7 @@ from plotly import graph_objects as go
 
 from ..tracking.rows import LOG2_EDGES
 from .series import Tracked, median
+from .summary import rate as as_rate
 from .text import plotly_text, rounded, shortened
 
 LEAST_EXPONENT = -5  # of 10: the share of elements in a bin where the colours begin
@@ -56,7 +57,7 @@ def rates(tracked: list[Tracked], bins: tuple[int, int], column: str) -> Any:
     figure.add_scatter(
         x=steps,
         y=[rounded(math.log2(rate)) if rate > 0 else None for rate in medians],
-        text=[f"{rate:.2g}" for rate in medians],
+        text=[as_rate(rate) for rate in medians],
         name="median",
         mode="lines" if len(steps) > 1 else "markers",
         hovertemplate="step %{x}: median rate %{text}<extra></extra>",
@@ -78,7 +79,7 @@ def rates(tracked: list[Tracked], bins: tuple[int, int], column: str) -> Any:
 
 
 def _bin(row: int) -> str:
-    low, high = (f"{2.0**exponent:.2g}" for exponent in LOG2_EDGES[row : row + 2])
+    low, high = (as_rate(2.0**exponent) for exponent in LOG2_EDGES[row : row + 2])
     if row == 0:
         return f"below {high}"
     return f"from {low} up" if row == len(LOG2_EDGES) - 2 else f"{low} to {high}"
