@@ -116,6 +116,7 @@ def test_looks_of_adamod_are_counted_on_and_on():
         rows.NewRows().of(optimizer)
 
 
+@pytest.mark.integration
 @needs("tensorboard")
 def test_tensorboard_reads_what_was_written(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -145,6 +146,7 @@ def test_tensorboard_reads_what_was_written(tmp_path):
             assert value.sum / value.num == pytest.approx(mean)
 
 
+@pytest.mark.integration
 @needs("wandb")
 def test_wandb_offline_holds_what_was_logged(tmp_path, monkeypatch):
     import wandb
