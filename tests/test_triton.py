@@ -175,7 +175,7 @@ class TestInterpreted(Interpreted):
         """The engine serves a rule it has never seen."""
         from adamod_fused.triton_kernels import rules
 
-        monkeypatch.setitem(rules.RULES, "momentum", rules.Rule(momentum, None, num_states=1))
+        monkeypatch.setitem(rules.RULES, "momentum", rules.Rule(momentum, None, None, num_states=1))
         offsets = OFFSETS["congruent by 3"][dtype.itemsize][:3]
         rows = [make_row(n, dtype, offsets, 1, generator, num_states=1) for n in (0, 2, 1030, 4099)]
         launch("momentum", rows, [(0.5, 0.5), (0.9375, 0.25)])
