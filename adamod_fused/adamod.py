@@ -226,4 +226,4 @@ class AdaMod(FusedOptimizer):
             RuntimeError: the bound is not tracked.
             ValueError: another ``by``.
         """
-        return self._tracker.rows(self.param_groups, by)
+        return self._tracker.rows(by)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .hyperparameters import on_host
+from .hyperparameters import copied, on_host
 from .observed import (
     COUNTS,
     FLOATS,
@@ -60,12 +60,25 @@ class Seen(NamedTuple):
     """Of each row of ``slots``, the parameter's place among all of the optimizer."""
 
 
+class GroupThen(NamedTuple):
+    """A param group as it was at the step: groups and a device's numbers change afterwards."""
+
+    params: int
+    names: Sequence[str] | None
+    lr: Any
+
+
 class Look:
     """What is seen of one step of the optimizer, in as many launches as it takes."""
 
-    def __init__(self, hyperparameters: Sequence[dict[str, Any]]) -> None:
+    def __init__(
+        self, groups: Sequence[dict[str, Any]], hyperparameters: Sequence[dict[str, Any]]
+    ) -> None:
         self.seen: list[Seen] = []
-        self.lrs = [values.get("lr") for values in hyperparameters]
+        self.groups = [
+            GroupThen(len(group["params"]), group.get("param_names"), copied(values.get("lr")))
+            for group, values in zip(groups, hyperparameters, strict=True)
+        ]
 
     def room(
         self, rows: memoryview, chunk_size: int, ordinals: Sequence[int], device: torch.device
@@ -94,12 +107,16 @@ class BoundTracker:
         self._before: Look | None = None  # for a last step that a loss scale's overflow skipped
         self._is_open = False
 
-    def look(self, hyperparameters: Sequence[dict[str, Any]]) -> Look | None:
+    def look(
+        self, groups: Sequence[dict[str, Any]], hyperparameters: Sequence[dict[str, Any]]
+    ) -> Look | None:
         """What the launches of this step are to fill, or None where it is not looked at."""
         if self.every == 0 or self._done % self.every:
             return None
         if not self._is_open:  # else the step goes on: gradients that backward releases in parts
-            self._before, self._last = self._last, Look(hyperparameters)
+            if self._last is not None and self._last.seen:
+                self._before = self._last
+            self._last = Look(groups, hyperparameters)
             self._is_open = True
             self.looks += 1
         return self._last
@@ -109,7 +126,7 @@ class BoundTracker:
         self._done += self.every > 0
         self._is_open = False
 
-    def rows(self, groups: Sequence[dict[str, Any]], by: str) -> list[dict[str, Any]]:
+    def rows(self, by: str) -> list[dict[str, Any]]:
         """The rows of ``AdaMod.bound_stats``."""
         check_choice("by", by, ("tensor", "group"))
         if self.every == 0:
@@ -118,39 +135,42 @@ class BoundTracker:
                 "track_bound() before the steps that are to be seen"
             )
         for look in (self._last, self._before):
-            if look is not None and (found := _rows(look, groups, by)):
+            if look is not None and (found := _rows(look, by)):
                 return found
         return []
 
 
-def _rows(look: Look, groups: Sequence[dict[str, Any]], by: str) -> list[dict[str, Any]]:
-    places = [(g, i) for g, group in enumerate(groups) for i in range(len(group["params"]))]
-    parts: dict[tuple[int, int], list[tuple[Tensor, int]]] = {}
+def _rows(look: Look, by: str) -> list[dict[str, Any]]:
+    observed: dict[int, tuple[Tensor, int]] = {}  # of a tensor that was stepped twice, the last
     for seen in look.seen:
         matrix = seen.observed.cpu()
         columns = zip(seen.ordinals, *(column.tolist() for column in seen.slots), strict=True)
         for ordinal, first, count, numel in columns:
             segments = matrix[first : first + count]
             if count and segments[0, 0] != 0:  # the step; 0 where it was skipped
-                group, index = places[ordinal]
-                place = (group, index if by == "tensor" else -1)
-                parts.setdefault(place, []).append((segments, numel))
-    rows = []
-    for (group, index), found in sorted(parts.items()):
-        row = {
+                observed[ordinal] = segments, numel
+    places = [(g, i) for g, group in enumerate(look.groups) for i in range(group.params)]
+    parts: dict[tuple[int, int | None], list[tuple[Tensor, int]]] = {}
+    for ordinal, found in sorted(observed.items()):
+        group, index = places[ordinal]
+        parts.setdefault((group, index if by == "tensor" else None), []).append(found)
+    return [
+        {
             "group": group,
-            "index": index if by == "tensor" else None,
-            "name": _name(groups[group], group, index) if by == "tensor" else f"group {group}",
+            "index": index,
+            "name": _name(look.groups[group], group, index),
             "numel": sum(numel for _, numel in found),
-            "lr": on_host(look.lrs[group]),
+            "lr": on_host(look.groups[group].lr),
+            **_summary(torch.cat([segments for segments, _ in found])),
         }
-        rows.append({**row, **_summary(torch.cat([segments for segments, _ in found]))})
-    return rows
+        for (group, index), found in parts.items()
+    ]
 
 
-def _name(group: dict[str, Any], number: int, index: int) -> str:
-    names = group.get("param_names")
-    return names[index] if names else f"{number}.{index}"
+def _name(group: GroupThen, number: int, index: int | None) -> str:
+    if index is None:
+        return f"group {number}"
+    return group.names[index] if group.names else f"{number}.{index}"
 
 
 def _summary(segments: Tensor) -> dict[str, Any]:
@@ -163,7 +183,10 @@ def _summary(segments: Tensor) -> dict[str, Any]:
     finite = int(histograms[0].sum())
 
     def total(name: str) -> float:
-        return math.fsum(column[name].tolist())
+        try:
+            return math.fsum(column[name].tolist())
+        except OverflowError:  # float64 gradients beyond 1e150
+            return math.inf
 
     def if_any(value: float) -> float:
         return value if finite else math.nan

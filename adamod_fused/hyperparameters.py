@@ -31,6 +31,11 @@ def as_numbers(value: Any) -> Any:
     return value
 
 
+def copied(value: Any) -> Any:
+    """A number as it is now, also one that a device may change later; nothing is waited for."""
+    return DeviceNumber(value.tensor.detach().clone()) if isinstance(value, DeviceNumber) else value
+
+
 def on_host(value: Any) -> Any:
     """A hyperparameter with all numbers on the host: those of a device are waited for."""
     if isinstance(value, DeviceNumber):

@@ -116,7 +116,7 @@ def observe(
     rate, bounded_rate = seen.rate.double(), seen.bounded_rate.double()
     sums = [total(rate), total(bounded_rate)]
     sums += [total(grad.double().square()), total(seen.update.double().square())]
-    step = torch.full_like(sums[0], scalars.step)
+    step = torch.full_like(sums[0], scalars.step).to(seen.rate.dtype).double()  # as kernels have it
     extremes = [
         extreme
         for values in (rate, bounded_rate)

@@ -170,7 +170,7 @@ class FusedOptimizer(Optimizer):
                 "gradients changed after clip_grad_norm_(); call it right before step(), after "
                 "the last backward pass"
             )
-        look = self._tracker.look(hyperparameters)
+        look = self._tracker.look(self.param_groups, hyperparameters)
         plan.run(hyperparameters, control(grad_scale, found_inf, clip), look)
 
     def _amp(self) -> tuple[Tensor | None, Tensor | None]:

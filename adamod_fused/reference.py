@@ -75,7 +75,7 @@ def _in_rows(values: Tensor, size: int) -> Tensor:
 def sum_in_lanes(rows: Tensor, lanes: int) -> Tensor:
     """The sum of each row: every ``lanes``-th element one by one, then the lanes by halves."""
     sums = rows.new_zeros(len(rows), lanes)
-    for turn in rows.view(len(rows), -1, lanes).unbind(1):
+    for turn in rows.view(len(rows), rows.shape[1] // lanes, lanes).unbind(1):
         sums = sums + turn
     while sums.shape[1] > 1:
         lower, upper = sums.chunk(2, dim=1)
