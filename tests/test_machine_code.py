@@ -39,6 +39,7 @@ ITEMSIZES = kernels.ITEMSIZES
 KERNELS = sorted(
     [Kernel(*names) for names in product(RULES, ITEMSIZES, ("Value", "Address"))]
     + [Kernel(rule, "", "", "prepare") for rule in RULES]
+    + [Kernel(rule, "", table, "observe") for rule in RULES for table in ("Value", "Address")]
     + [Kernel("", *names, "segments") for names in product(ITEMSIZES, ("Value", "Address"))]
     + [Kernel("", "", "", "total")]
 )
@@ -98,10 +99,16 @@ def kernels_of(listing, arch, name="step"):
     return found
 
 
+# Bytes that a look, whose kernel is for all formats at once, may put aside around the calls for
+# rare operands; nvcc 13.0 takes up to 12 on some architectures.
+MOST_SPILLED_BY_A_LOOK = 16
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_no_spill_and_no_stack(compiled, arch):
     for kernel, used in kernels_of(machine_code.usage(compiled[1]), arch, None).items():
-        assert (used.stack, used.spilled) == (0, 0), kernel
+        most = MOST_SPILLED_BY_A_LOOK if kernel.name == "observe" else 0
+        assert max(used.stack, used.spilled) <= most, kernel
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -194,3 +201,19 @@ def test_sums_are_kept_in_float64(ptx, arch):
         for kernel, lines in kernels_of(ptx, arch, name).items():
             found = {operation[0] for operation in re.findall(ARITHMETIC, "\n".join(lines))}
             assert found == allowed, kernel
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_look_only_reads_and_rounds_every_operation_once(sass, ptx, arch):
+    """Beside the step: rates in float32, sums in float64, and counts in shared memory."""
+    for kernel, lines in kernels_of(ptx, arch, "observe").items():
+        found = {operation[0] for operation in re.findall(ARITHMETIC, "\n".join(lines))}
+        assert {op for op in found if op.endswith("f32")} == {
+            f"{name}.rn.f32" for name in ("add", "mul", "div", "sqrt")
+        }, kernel
+        assert {op for op in found if op.endswith("f64")} == {"mul.rn.f64", "add.rn.f64"}, kernel
+    for kernel, code in kernels_of(sass, arch, "observe").items():
+        found = machine_code.accesses(code)
+        stores = Counter({key: n for key, n in found.items() if key[0] == "STG"})
+        assert stores == Counter({("STG", 64): 14}), kernel  # an Observed, once
+        assert not any(kind in ("ATOM", "ATOMG", "RED") for kind, _ in found), kernel

@@ -11,7 +11,14 @@ from collections import Counter
 
 import pytest
 from coded_batches import FORMATS, STATE_BYTES
-from test_machine_code import ARITHMETIC, ITEMSIZES, RULES, merged, or_skip
+from test_machine_code import (
+    ARITHMETIC,
+    ITEMSIZES,
+    MOST_SPILLED_BY_A_LOOK,
+    RULES,
+    merged,
+    or_skip,
+)
 
 from bench import machine_code
 from bench.machine_code import ARCHS, Kernel
@@ -87,6 +94,17 @@ def sizes(kernel):
 def test_no_spill_and_no_stack(compiled, arch):
     for kernel, used in kernels_of(machine_code.usage(compiled[1]), arch).items():
         assert (used.stack, used.spilled) == (0, 0), kernel
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_look_spills_next_to_nothing(compiled, arch):
+    found = machine_code.usage(compiled[1]).items()
+    looks = {kernel: used for (a, kernel), used in found if (a, kernel.name) == (arch, "observe")}
+    if not looks:
+        pytest.skip(f"this nvcc does not know sm_{arch}")
+    assert {kernel.table for kernel in looks} == {"Value", "Address"}
+    for kernel, used in looks.items():
+        assert max(used.stack, used.spilled) <= MOST_SPILLED_BY_A_LOOK, kernel
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -120,11 +120,12 @@ struct Lane {
   }
 };
 
-// Looks at elements [begin, end) of a row: a segment. To be called by all threads of a block.
+// Looks at `count` elements of a row from `begin` on: a segment. To be called by all threads of a
+// block.
 template <typename Rule, typename Read>
 __device__ __forceinline__ void observe_segment(const typename Rule::Scalars& scalars,
-                                                const Read& read, std::int64_t begin,
-                                                std::int64_t end, Observed& to) {
+                                                const Read& read, std::int64_t begin, int count,
+                                                Observed& to) {
   __shared__ int rate_histogram[histogram_bins], bounded_rate_histogram[histogram_bins];
   __shared__ Lane lanes[observed_lanes];
   const int own = threadIdx.x;
@@ -133,9 +134,9 @@ __device__ __forceinline__ void observe_segment(const typename Rule::Scalars& sc
 
   Lane lane = Lane::empty();
 #pragma unroll 4
-  for (std::int64_t i = begin + own; i < end; i += observed_lanes) {
+  for (int i = own; i < count; i += observed_lanes) {
     float grad;
-    const Observation<float> seen = read(i, grad);
+    const Observation<float> seen = read(begin + i, grad);
     if (lane.add(grad, seen)) {
       atomicAdd(&rate_histogram[histogram_bin(seen.rate)], 1);
       atomicAdd(&bounded_rate_histogram[histogram_bin(seen.bounded_rate)], 1);
@@ -195,8 +196,8 @@ __global__ void __launch_bounds__(observed_lanes)
   for (; segment * segment_size < chunk_end; ++segment) {
     const std::int64_t begin = segment * segment_size;
     const std::int64_t slot = first_observed(row, index, tuning.chunk_size) + segment;
-    observe_segment<Rule>(scalars, read, begin, min(begin + segment_size, row.numel),
-                          observed[slot]);
+    const auto count = static_cast<int>(min(segment_size, row.numel - begin));
+    observe_segment<Rule>(scalars, read, begin, count, observed[slot]);
   }
 }
 
