@@ -181,7 +181,8 @@ class AdaMod(FusedOptimizer):
         """Has every ``every``-th step, this next one first, show what the bound does to it.
 
         Such a step reads the states once more, behind the step itself; the steps between are what
-        they are without. What is seen waits on the device until ``bound_stats()``.
+        they are without. What is seen waits on the device until ``bound_stats()``. Replays of a
+        CUDA graph are all seen if the step that was captured was to be, else none is.
 
         Args:
             every: steps from one that is seen to the next; 0 turns it off. Default: 100.
