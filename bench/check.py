@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 from adamod_fused.console import Console
 
-from . import host
+from . import host, tracking
 from .record import RESULTS, Record, load
 from .report import describe
 from .targets import TARGETS, NotMeasuredError, Target
+
+OTHERS: dict[str, ModuleType] = {"host": host, "tracking": tracking}
+"""Modules that make records of another kind, each for a target of its own; names of their files."""
 
 
 class Verdict(NamedTuple):
@@ -52,7 +56,7 @@ def check(paths: Sequence[Path], console: Console) -> int:
     """Prints every target with what the records say; returns 1 if one falls short, else 0.
 
     Args:
-        paths: records of the benchmark; none stands for all in ``RESULTS``, those of host time too.
+        paths: records of the benchmark; none stands for all in ``RESULTS``, those of OTHERS too.
         console: where it is printed.
 
     Raises:
@@ -66,16 +70,17 @@ def check(paths: Sequence[Path], console: Console) -> int:
         mine = [judge(target, record) for target in TARGETS if target.device == record.device]
         _print(console, mine)
         verdicts += mine
-    host_paths = [] if paths else sorted(RESULTS.glob("host-*.json"))
-    for path, host_record in ((path, host.load(path)) for path in host_paths):
-        console.line(f"{path.name}: {host_record.commit}, {host_record.date}")
-        mine = [Verdict(host.TARGET, host.TARGET.figure(host_record))]
-        _print(console, mine)
-        verdicts += mine
-    if not host_paths:
-        reason = "no record of host time: python -m bench.host makes one"
-        _print(console, [Verdict(host.TARGET, None, reason)])
-        unmeasured += 1
+    for name, kind in OTHERS.items():
+        kind_paths = [] if paths else sorted(RESULTS.glob(f"{name}-*.json"))
+        for path, other in ((path, kind.load(path)) for path in kind_paths):
+            console.line(f"{path.name}: {other.commit}, {other.date}")
+            mine = [Verdict(kind.TARGET, kind.TARGET.figure(other))]
+            _print(console, mine)
+            verdicts += mine
+        if not kind_paths:
+            reason = f"no record of it: python -m bench.{name} makes one"
+            _print(console, [Verdict(kind.TARGET, None, reason)])
+            unmeasured += 1
     for device in sorted({target.device for target in TARGETS}):
         if not any(record.device == device for _, record in found):
             reason = f"no record of a {'GPU' if device == 'cuda' else 'CPU'}"

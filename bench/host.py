@@ -72,14 +72,14 @@ class HostRecord:
 
 
 class HostTarget(NamedTuple):
-    """As ``targets.Target``, of a record of host time."""
+    """As ``targets.Target``, of a record that is not the benchmark's."""
 
     device: str
     where: str
     what: str
     relation: str
     bound: float
-    figure: Callable[[HostRecord], float]
+    figure: Callable[[Any], float]
 
     def met(self, figure: float) -> bool:
         return figure <= self.bound
@@ -222,7 +222,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=Path, default=RESULTS, metavar="FOLDER", help="default: %(default)s"
     )
     parser.add_argument(
-        "--steps", type=_steps, default=STEPS, help=f"of {ROUNDS} rounds each; default: %(default)s"
+        "--steps",
+        type=at_least_1,
+        default=STEPS,
+        help=f"of {ROUNDS} rounds each; default: %(default)s",
     )
     parser.add_argument("--commit", help="of these sources, where there is no repository")
     given = parser.parse_args(arguments)
@@ -239,7 +242,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _steps(text: str) -> int:
+def at_least_1(text: str) -> int:
+    """An argument that is a count."""
     if not text.isascii() or not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
     return int(text)

@@ -261,8 +261,8 @@ def test_by_default_the_stored_records_are_checked(
     monkeypatch.setattr(check, "RESULTS", tmp_path)
     assert __main__.main(["check"]) == 0
     shown = capsys.readouterr().out
-    assert shown.count("not measured:") == len(TARGETS) + 1  # of host time
-    assert shown.endswith(f"; {len(TARGETS) + 1} are not measured\n")
+    assert shown.count("not measured:") == len(TARGETS) + len(check.OTHERS)
+    assert shown.endswith(f"; {len(TARGETS) + len(check.OTHERS)} are not measured\n")
     record.save(with_bf16(), tmp_path / "bench-cpu.json")
     record.save(of_gpu(), tmp_path / "bench-cuda-h200.json")
     for other in ("demo.json", "trials-cuda.json"):
