@@ -115,7 +115,7 @@ def emulated(
 TUNINGS = {
     "small": """t.block_threads = 128; t.chunk_size = 2048; t.groups = 2; t.persistent = true;
         t.streaming_loads = true; t.max_table_bytes = 1792""",
-    "large": """t.block_threads = 512; t.chunk_size = 16384; t.groups = 4; t.min_blocks = 1;
+    "large": """t.block_threads = 512; t.chunk_size = 32768; t.groups = 4; t.min_blocks = 1;
         t.group_by_widest = true; t.streaming_stores = true""",
 }
 
@@ -174,6 +174,13 @@ def emulated_as_cuda(
     """The backend of the name "cuda" is the emulated one, for tensors of the CPU."""
     monkeypatch.setitem(backends._BACKENDS, "cuda", emulated_cuda)
     return emulated_cuda
+
+
+@pytest.fixture
+def tuned_as_cuda(tuned, monkeypatch: pytest.MonkeyPatch) -> EmulatedCudaBackend:
+    """The same with other constants."""
+    monkeypatch.setitem(backends._BACKENDS, "cuda", EmulatedCudaBackend(tuned[0]))
+    return backends._BACKENDS["cuda"]
 
 
 @pytest.fixture

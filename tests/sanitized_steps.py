@@ -1,4 +1,4 @@
-"""What compute-sanitizer watches: steps, and counts and sums of squares on the GPU.
+"""What compute-sanitizer watches: steps, looks at them, counts and sums of squares on the GPU.
 
 On request one planted error instead. Run with PYTORCH_NO_CUDA_MEMORY_CACHING=1, so that no tensor
 has room beyond its last element.
@@ -14,6 +14,7 @@ import torch
 from cases import DTYPES, SIZES
 from test_gpu_control import OnGpu, Sum, random
 from twins import GPU, Twins, tensors
+from watched import FEW_SIZES, STORED, check_looks
 
 from adamod_fused.backends import extension
 from adamod_fused.formats import STATE_FORMATS, WEIGHT_FORMATS
@@ -38,6 +39,14 @@ def steps() -> None:
         twins = Twins(backend, tensors([5] * 700, torch.float32, seed=2))
         twins.step(2)
         twins.check(f"on {backend}, many")
+
+
+def looks() -> None:
+    """Segments that end where their tensor does, of few rows and of many."""
+    for backend in ("cuda", "triton") if find_spec("triton") else ("cuda",):
+        for stored in STORED:
+            check_looks(backend, stored, "cuda", sizes=FEW_SIZES, steps=1)
+        check_looks(backend, STORED[0], "cuda", sizes=(5,) * 700, steps=1)
 
 
 def counts_and_sums() -> None:
@@ -73,5 +82,6 @@ if __name__ == "__main__":
         faulty_step(fault)
     if not sys.argv[1:]:
         steps()
+        looks()
         counts_and_sums()
         print("all steps done")

@@ -19,8 +19,9 @@ pytestmark = pytest.mark.gpu
 TESTS = Path(__file__).resolve().parent
 
 # What each tool of compute-sanitizer is to find when sanitized_steps.py does it on purpose.
-# racecheck is not among them: it watches shared memory, which only the sums of squares use, written
-# once before their one barrier and read after it. Nothing here could plant a race for it to find.
+# racecheck is not among them: it watches shared memory, which only sums of squares and looks use.
+# Of what they halve, each round reads what the one before its barrier wrote, and counts are
+# atomic. Nothing here could plant a race for it to find.
 FAULTS = {"memcheck": "overrun", "initcheck": "uninitialized"}
 
 

@@ -204,7 +204,9 @@ class Cases:
 
         kernel, rule = RULES_OF[num_states]
         values = (codes.OF_BOTH_SIGNS, codes.SAFE_TOO_LARGE)[:num_states]
-        monkeypatch.setitem(rules.RULES, "other", rules.Rule(kernel, None, None, num_states, values))
+        monkeypatch.setitem(
+            rules.RULES, "other", rules.Rule(kernel, None, None, num_states, values)
+        )
         formats = Formats(state_format, "plain")
         rows = [
             self.row(n, torch.float32, formats, i, generator, kinds=rule.values)
