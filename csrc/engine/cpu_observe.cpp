@@ -98,10 +98,10 @@ class Observer {
     to.bounded_rate_sum = halved(bounded_rate_sum_);
     to.grad_square_sum = halved(grad_square_sum_);
     to.update_square_sum = halved(update_square_sum_);
-    to.rate_min = *std::min_element(rate_min_, rate_min_ + lanes);
-    to.rate_max = *std::max_element(rate_max_, rate_max_ + lanes);
-    to.bounded_rate_min = *std::min_element(bounded_rate_min_, bounded_rate_min_ + lanes);
-    to.bounded_rate_max = *std::max_element(bounded_rate_max_, bounded_rate_max_ + lanes);
+    to.rate_min = least(rate_min_);
+    to.rate_max = most(rate_max_);
+    to.bounded_rate_min = least(bounded_rate_min_);
+    to.bounded_rate_max = most(bounded_rate_max_);
     to.bounded = bounded_;
     to.dead = dead_;
     to.nonfinite = nonfinite_;
@@ -158,8 +158,10 @@ class Observer {
     add_to(bounded_rate_sum_, bounded_rates, count);
     add_squares_to(grad_square_sum_, grads, count);
     add_squares_to(update_square_sum_, updates, count);
-    for (int i = 0; i < count; ++i) ++rate_histogram_[bins[i]];
-    for (int i = 0; i < count; ++i) ++bounded_rate_histogram_[bounded_bins[i]];
+    for (int i = 0; i < count; ++i) {
+      ++rate_histogram_[bins[i]];
+      ++bounded_rate_histogram_[bounded_bins[i]];
+    }
   }
 
   HOST_DEVICE static void find_bins(std::int32_t* bins, const T* rates,
@@ -195,6 +197,21 @@ class Observer {
       const double value = values[i];
       sums[i] += value * value;
     }
+  }
+
+  // Of all lanes; std::min_element and std::max_element take one after the other.
+  HOST_DEVICE static T least(const T* of) {
+    T found = infinity;
+#pragma omp simd reduction(min : found)
+    for (int i = 0; i < lanes; ++i) found = of[i] < found ? of[i] : found;
+    return found;
+  }
+
+  HOST_DEVICE static T most(const T* of) {
+    T found = -infinity;
+#pragma omp simd reduction(max : found)
+    for (int i = 0; i < lanes; ++i) found = of[i] > found ? of[i] : found;
+    return found;
   }
 
   // The sum of all lanes.
