@@ -90,7 +90,7 @@ class AdaMod(FusedOptimizer):
             parameter's place among all, of the step and of the element's index. A loaded state
             dict brings its own. Default: 0.
         track_bound: True has every 100th step, the first among them, show what the bound does to
-            it (see ``bound_stats``); a number n every n-th. Default: False.
+            it (see ``bound_stats``); a number n every n-th step. Default: False.
 
     Hyperparameters may be 0-dim tensors. Those on a GPU (float32 or float64) are read there at
     every step and every replay of a graph, and their ranges are not checked.

@@ -53,14 +53,9 @@ GRADS = ("kept", "new")  # as after zero_grad(set_to_none=False), and as after z
 
 
 @dataclass(frozen=True)
-class HostRecord:
+class HostRecord(machine.Origin):
     """What a run found; times in nanoseconds a tensor."""
 
-    schema: int
-    date: str
-    commit: str | None
-    machine: dict[str, str | int | float | None]
-    versions: dict[str, str]
     list: str
     tensors: int
     elements: int

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +18,17 @@ from adamod_fused import doctor
 FOLDER = Path(__file__).resolve().parent  # in the repository, if that is one
 SOFTWARE = ("adamod_fused", "python", "system", "torch", "triton", "CUDA")
 GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What records of one purpose begin with."""
+
+    schema: int
+    date: str
+    commit: str | None
+    machine: dict[str, str | int | float | None]
+    versions: dict[str, str]
 
 
 def machine(device: torch.device) -> dict[str, str | int | float | None]:

@@ -57,14 +57,9 @@ class Training:
 
 
 @dataclass(frozen=True)
-class NumericsRecord:
+class NumericsRecord(machine.Origin):
     """What a run found."""
 
-    schema: int
-    date: str
-    commit: str | None
-    machine: dict[str, str | int | float | None]
-    versions: dict[str, str]
     elements: int
     steps: int
     """With usual gradients; as many with smaller ones follow."""

@@ -65,14 +65,9 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class TrackingRecord:
+class TrackingRecord(machine.Origin):
     """What a run found."""
 
-    schema: int
-    date: str
-    commit: str | None
-    machine: dict[str, str | int | float | None]
-    versions: dict[str, str]
     every: int
     """The default."""
     costs: dict[str, Cost]
