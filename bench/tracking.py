@@ -1,4 +1,4 @@
-"""What looking at the bound costs on a CPU; `python -m bench.tracking` prints and records it.
+"""What looking at the bound costs; `python -m bench.tracking` prints and records it.
 
 Steps that are looked at and steps that are not take turns, so that whatever disturbs the machine
 hits both. From how much longer the one takes follows what an average step costs, where every n-th
@@ -84,18 +84,20 @@ TARGET = HostTarget(
 )
 
 
-def measure(params: ParamList, pairs: int) -> Cost:
-    """Of steps in float32 with gradients that stay."""
-    data = ValuesAndGrads.make(params.shapes, torch.float32, CPU)
+def measure(params: ParamList, pairs: int, device: torch.device = CPU) -> Cost:
+    """Of steps in float32 with gradients that stay; a GPU is waited for after each."""
+    data = ValuesAndGrads.make(params.shapes, torch.float32, device)
     tensors = [torch.nn.Parameter(value) for value in data.values]
     for tensor, grad in zip(tensors, data.grads, strict=True):
         tensor.grad = grad
-    optimizer: Any = ours("cpu").make(tensors)
+    optimizer: Any = ours(device.type).make(tensors)
 
     def step_ms(every: int) -> float:
         optimizer.track_bound(every)
         start = time.perf_counter()
         optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         return (time.perf_counter() - start) * 1e3
 
     def read_ms() -> float:
@@ -118,8 +120,10 @@ def measure(params: ParamList, pairs: int) -> Cost:
     )
 
 
-def profile(names: Sequence[str], pairs: int, commit: str | None) -> TrackingRecord:
-    facts = machine.machine(CPU)  # before any work, for the load of others
+def profile(
+    names: Sequence[str], pairs: int, commit: str | None, device: torch.device = CPU
+) -> TrackingRecord:
+    facts = machine.machine(device)  # before any work, for the load of others
     return TrackingRecord(
         schema=SCHEMA,
         date=machine.date(),
@@ -127,7 +131,7 @@ def profile(names: Sequence[str], pairs: int, commit: str | None) -> TrackingRec
         machine=facts,
         versions=machine.versions(()),
         every=EVERY,
-        costs={name: measure(LISTS[name], pairs) for name in names},
+        costs={name: measure(LISTS[name], pairs, device) for name in names},
     )
 
 
@@ -163,6 +167,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--pairs", type=at_least_1, default=PAIRS, help="of steps, a list; default: %(default)s"
     )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s"
+    )
     parser.add_argument("--commit", help="of these sources, where there is no repository")
     given = parser.parse_args(arguments)
     try:
@@ -170,9 +177,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         parser.error(str(error))
     console = open_console()
-    record = profile(NAMES, given.pairs, given.commit)
+    record = profile(NAMES, given.pairs, given.commit, torch.device(given.device))
     show(console, record)
-    path = given.out / "tracking-cpu.json"
+    path = given.out / f"tracking-{given.device}.json"
     save_json(asdict(record), path)
     console.line(f"record: {path.resolve()}")
     return 0
