@@ -228,7 +228,8 @@ class Cases:
     def test_rule_never_seen(self, monkeypatch):
         from adamod_fused.triton_kernels import engine, rules
 
-        monkeypatch.setitem(rules.RULES, "momentum", rules.Rule(None, prepare_momentum, 1))
+        rule = rules.Rule(None, prepare_momentum, None, num_states=1)
+        monkeypatch.setitem(rules.RULES, "momentum", rule)
         steps = torch.arange(40.0, device=self.device)
         groups = self.groups([self.group([lr, 0.75, *[0.0] * 6]) for lr in (0.5, 2.0, 3.0)])
         scalars = engine.prepare("momentum", self.counts(steps, 3), groups, 2)
