@@ -1,4 +1,4 @@
-"""docs/tracking.md: its code runs, its links lead somewhere, its table names every column."""
+"""docs/tracking.md: its code runs, its table names every column, its figures are measured."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import torch
 from adamod_fused import AdaMod
 from adamod_fused.bound_stats import HISTOGRAM_EDGES
 from adamod_fused.tracking import read
+from bench import tracking
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "tracking.md"
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "tracking.md"
 
 
 def test_the_code_writes_a_log(tmp_path, monkeypatch):
@@ -46,3 +48,14 @@ def test_the_table_names_every_column():
     assert sorted(named) == sorted(row)
     assert len(HISTOGRAM_EDGES) == 65
     assert (HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1]) == (2.0**-40, 2.0**24)
+
+
+def test_the_cost_is_that_of_the_record():
+    record = tracking.load(ROOT / "bench" / "results" / "tracking-cpu.json")
+    told = PAGE.read_text().partition("A step that is looked at reads")[2].partition("[record]")[0]
+    told = " ".join(told.split())
+    for name, list_ in (("gpt2-124m", "GPT-2"), ("single-50m", "50 million")):
+        ratio = record.costs[name].seen_over_plain.median
+        assert re.search(rf"{ratio:.1f} times[^,]*?{list_}", told), name
+    assert f"with every {record.every}th" in told
+    assert f"{tracking.dearest(record):.2f} times" in told
