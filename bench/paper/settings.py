@@ -63,9 +63,9 @@ CPU = Scale(
             vocabulary=2000,
             max_tokens=12,
             batch=32,
-            steps=1600,
-            warmup=160,
-            evaluate_every=80,
+            steps=2000,
+            warmup=200,
+            evaluate_every=100,
             bleu_strings=400,
         ),
         "resnet": Classification(
