@@ -62,10 +62,10 @@ CPU = Scale(
             TransformerShape(width=96, heads=4, feedforward=192, layers=4, dropout=0.0),
             vocabulary=2000,
             max_tokens=12,
-            batch=32,
+            batch=20,
             steps=2000,
             warmup=200,
-            evaluate_every=100,
+            evaluate_every=125,
             bleu_strings=400,
         ),
         "resnet": Classification(
