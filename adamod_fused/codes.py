@@ -196,11 +196,12 @@ def random_bits(indices: Tensor, key: int, step: int, stream: int) -> Tensor:
     h = (h + _times(indices >> 32, 0x85EBCA6B) + (key >> 32 & _WORD)) & _WORD
     h = _times(h ^ (h >> 15), 0x735A2D97)
     h = h ^ (h >> 15)
-    if stream >= 2:
+    if stream == PARAM_STREAM:
         h = _times(h ^ (h >> 16), 0x2C1B3C6D)
         h = h ^ (h >> 15)
-    if stream % 2 == 1:
-        h = (h << 16 | h >> 16) & _WORD
+    else:
+        by = 11 * stream
+        h = (h << by | h >> (32 - by)) & _WORD
     return (h + step * _WEYL[stream]) & _WORD
 
 

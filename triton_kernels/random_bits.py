@@ -23,10 +23,11 @@ def hash_index(low, high, key):
 @triton.jit
 def draw(hashed, step, STREAM: tl.constexpr):
     """The 32 bits of a stream at ``step``, uint32."""
-    word = hashed
-    if STREAM >= 2:
+    if STREAM == PARAM_STREAM:
         mixed = (hashed ^ (hashed >> 16)) * tl.full((), 0x2C1B3C6D, tl.uint32)
         word = mixed ^ (mixed >> 15)
-    if STREAM % 2 == 1:
-        word = (word << 16) | (word >> 16)
+    elif STREAM > 0:
+        word = (hashed << (11 * STREAM)) | (hashed >> (32 - 11 * STREAM))
+    else:
+        word = hashed
     return word + step * tl.full((), WEYL.value[STREAM], tl.uint32)

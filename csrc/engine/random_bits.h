@@ -20,27 +20,43 @@ constexpr int num_streams = 4;
 // approximate by fractions: (sqrt(5) - 1) / 2, sqrt(2) - 1, sqrt(3) - 1, (sqrt(13) - 3) / 2.
 constexpr std::uint32_t weyl[num_streams] = {0x9e3779b9u, 0x6a09e667u, 0xbb67ae85u, 0x4d8400fdu};
 
-HOST_DEVICE std::uint32_t rotate(std::uint32_t x, int by) { return (x << by) | (x >> (32 - by)); }
+HOST_DEVICE std::uint32_t rotate(std::uint32_t x, int by) {
+  return (x << by) | (x >> ((32 - by) & 31));  // also by 0
+}
+
+// Consecutive elements of one upper half differ in `scaled` by this factor alone.
+constexpr std::uint32_t index_factor = 0x9e3779b1u;
+
+HOST_DEVICE std::uint32_t mix(std::uint32_t scaled, std::uint32_t upper) {
+  std::uint32_t h = (scaled ^ (scaled >> 16)) * 0x21f0aaadu + upper;
+  h = (h ^ (h >> 15)) * 0x735a2d97u;
+  return h ^ (h >> 15);
+}
+
+HOST_DEVICE std::uint32_t scaled_of(std::uint32_t low, std::uint64_t key) {
+  return low * index_factor + static_cast<std::uint32_t>(key);
+}
+
+HOST_DEVICE std::uint32_t upper_of(std::uint32_t high, std::uint64_t key) {
+  return high * 0x85ebca6bu + static_cast<std::uint32_t>(key >> 32);
+}
 
 // Of the element of this index in its whole tensor, given in halves.
 HOST_DEVICE std::uint32_t hash(std::uint32_t low, std::uint32_t high, std::uint64_t key) {
-  std::uint32_t h = low * 0x9e3779b1u + static_cast<std::uint32_t>(key);
-  h = (h ^ (h >> 16)) * 0x21f0aaadu;
-  h += high * 0x85ebca6bu + static_cast<std::uint32_t>(key >> 32);
-  h = (h ^ (h >> 15)) * 0x735a2d97u;
-  return h ^ (h >> 15);
+  return mix(scaled_of(low, key), upper_of(high, key));
 }
 
 HOST_DEVICE std::uint32_t hash(std::uint64_t index, std::uint64_t key) {
   return hash(static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32), key);
 }
 
-// Where stream `stream` of an element starts: its hash, mixed once more for two of the streams, and
-// turned by half a word for every other one, which leaves the upper 16 bits of a pair disjoint.
+// Where a stream of an element starts. The states' are its hash, turned by a third of a word each,
+// so that their upper 10 bits have none in common; below, they are what the others have above. The
+// parameter's is mixed once more.
 HOST_DEVICE std::uint32_t start(std::uint32_t hash, int stream) {
+  if (stream < num_streams - 1) return rotate(hash, 11 * stream);
   const std::uint32_t mixed = (hash ^ (hash >> 16)) * 0x2c1b3c6du;
-  const std::uint32_t word = stream < 2 ? hash : mixed ^ (mixed >> 15);
-  return stream % 2 == 0 ? word : rotate(word, 16);
+  return mixed ^ (mixed >> 15);
 }
 
 }  // namespace random_bits
