@@ -9,20 +9,21 @@
 #include "cpu_group.h"
 #include "cpu_span.h"
 #include "cpu_targets.h"
+#include "cpu_vectors.h"
 #include "storage.h"
 
 namespace cpu {
 namespace {
 
 // A block belongs to the span that holds its first element.
-template <class E>
+template <class E, class Vectors>
 HOST_DEVICE void update_span(const Batch& batch, const Row* row, std::int64_t begin,
                              std::int64_t end) {
   constexpr auto states = std::make_integer_sequence<int, E::num_states>();
-  constexpr int group = blocks_per_group * block;
+  constexpr int group = elements_per_group;
   const auto* all_scalars = static_cast<const typename E::Scalars*>(batch.scalars);
   const auto next_block = [](std::int64_t i) { return (i + block - 1) / block * block; };
-  BlockGroup<E> blocks;
+  BlockGroup<E, Vectors> blocks;
   for (; begin < end; ++row) {
     const typename E::Scalars scalars = all_scalars[row->scalars];
     const std::int64_t stop = std::min(end - row->first_chunk, row->numel);
@@ -45,19 +46,19 @@ HOST_DEVICE void update_span(const Batch& batch, const Row* row, std::int64_t be
 
 template <class Rule, class Format, int bytes, WeightFormat weights>
 void span_baseline(const Batch& batch, const Row* row, std::int64_t begin, std::int64_t end) {
-  update_span<Elements<Rule, Format, bytes, weights>>(batch, row, begin, end);
+  update_span<Elements<Rule, Format, bytes, weights>, Portable>(batch, row, begin, end);
 }
 
 #ifdef __x86_64__
 template <class Rule, class Format, int bytes, WeightFormat weights>
 CPU_AVX2 void span_avx2(const Batch& batch, const Row* row, std::int64_t begin, std::int64_t end) {
-  update_span<Elements<Rule, Format, bytes, weights>>(batch, row, begin, end);
+  update_span<Elements<Rule, Format, bytes, weights>, Portable>(batch, row, begin, end);
 }
 
 template <class Rule, class Format, int bytes, WeightFormat weights>
 CPU_AVX512 void span_avx512(const Batch& batch, const Row* row, std::int64_t begin,
                             std::int64_t end) {
-  update_span<Elements<Rule, Format, bytes, weights>>(batch, row, begin, end);
+  update_span<Elements<Rule, Format, bytes, weights>, Avx512>(batch, row, begin, end);
 }
 #endif
 

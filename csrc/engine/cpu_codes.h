@@ -28,24 +28,40 @@ struct GroupCode : FiniteCode<values, bytes> {
     return keeps_smallest && order != 0 ? inf_bits + order : order;
   }
 
+  // What codes count from, the same for a block: the pattern that code 0 would stand for.
+  HOST_DEVICE static std::uint32_t offset(std::int32_t exponent) {
+    return (static_cast<std::uint32_t>(exponent) << 23) - step;
+  }
+
+  // 2^-24 of the value of code 1.
+  HOST_DEVICE static float unit(std::uint32_t offset) {
+    return bit_cast<float>(offset + step) * 0x1p-24f;
+  }
+
   // Whether encode() serves a block of this order, if it is of finite values: one of a signed state
-  // not with the smallest exponent, 2^-24 of which is no float32, unless all is 0.
+  // not with the smallest exponent, whose unit is no float32, unless all is 0.
   HOST_DEVICE static bool serves(std::uint32_t order) {
     return !is_signed || order == 0 || Base::exponent(order) > 1;
   }
 
-  HOST_DEVICE static std::uint32_t encode(float x, std::int32_t exponent, std::uint32_t random) {
+  HOST_DEVICE static float decode(std::uint32_t code, std::uint32_t offset) {
+    const auto counted = static_cast<std::uint32_t>(Base::magnitude(code));
+    std::uint32_t decoded = counted == 0 ? 0 : counted * step + offset;
+    if constexpr (is_signed) decoded |= (code << (32 - bits)) & 0x80000000u;
+    return bit_cast<float>(decoded);
+  }
+
+  HOST_DEVICE static std::uint32_t encode(float x, std::uint32_t offset,
+                                          [[maybe_unused]] float unit, std::uint32_t random) {
     const std::uint32_t magnitude = Base::pattern(x);
-    const auto base = static_cast<std::uint32_t>(exponent) << 23;
-    const std::uint32_t dithered = magnitude + (random >> (32 - shift)) + (step - base);
-    // 1 at most for what is less than the base, 1 at least for the rest.
+    const std::uint32_t dithered = magnitude + (random >> (32 - shift)) - offset;
+    // 1 at most for what is less than the value of code 1, 1 at least for the rest.
     std::int32_t code = static_cast<std::int32_t>(dithered) >> shift;
     code = code < 1 ? 1 : code;
     if constexpr (is_signed) {
       // The threshold in one product, exact since its factor is.
-      const float unit = bit_cast<float>(base) * 0x1p-24f;
       const float threshold = static_cast<float>(static_cast<std::int32_t>(random >> 8)) * unit;
-      const bool counts = bit_cast<float>(magnitude) > threshold;  // all from the base upwards do
+      const bool counts = bit_cast<float>(magnitude) > threshold;  // all from code 1 upwards do
       code |= static_cast<std::int32_t>((bit_cast<std::uint32_t>(x) >> (32 - bits)) & sign);
       code = counts ? code : 0;
     } else {

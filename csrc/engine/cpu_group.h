@@ -3,47 +3,46 @@
 // the other, so that nothing is selected for inf and NaN; until then nothing is stored.
 //
 // Each loop runs over elements of one width, with bytes and half words widened first and narrowed
-// last, in loops of their own, since that is what compilers vectorise well. The arrays between
-// loops stay in the first cache.
+// last, since that is what compilers vectorise well. The arrays between loops stay in the first
+// cache.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <type_traits>
 #include <utility>
 
 #include "../host_device.h"
 #include "codes.h"
 #include "cpu_block.h"
 #include "cpu_codes.h"
+#include "cpu_vectors.h"
 #include "random_bits.h"
 #include "storage.h"
 
 namespace cpu {
 
-constexpr int blocks_per_group = 8;
-
-template <typename T>
+template <typename T, int count>
 struct alignas(64) Lanes {
-  T of[block];
+  T of[count];
 };
 
-template <class E>
+// `Vectors` is of cpu_vectors.h.
+template <class E, class Vectors>
 struct BlockGroup {
   static constexpr int num_states = E::num_states;
-  using Storage = typename E::Storage;
   using State = typename E::State;
   template <int k>
   using CodeOf = typename E::template CodeOf<k, codes::GroupCode>;
   template <int k>
   static constexpr bool borrows = E::template borrows<k>;
 
-  Lanes<float> weights[blocks_per_group];
-  Lanes<float> values[num_states][blocks_per_group];
-  Lanes<std::uint32_t> words[num_states][blocks_per_group];
-  Lanes<std::uint32_t> hashes[blocks_per_group];
-  std::uint32_t orders[blocks_per_group][num_states];
+  Lanes<float, elements_per_group> weights;
+  Lanes<float, elements_per_group> values[num_states];
+  Lanes<std::uint32_t, elements_per_group> words[num_states];
+  Lanes<std::uint32_t, elements_per_group> hashes;
+  Lanes<std::uint32_t, blocks_per_group> offsets[num_states];
+  Lanes<float, blocks_per_group> units[num_states];
 
   // A state's code among ones: all bits that are not its own are set.
   template <int k>
@@ -61,100 +60,101 @@ struct BlockGroup {
 
   // The last two codes of any state are inf and NaN.
   template <int... k>
-  HOST_DEVICE static bool all_finite(const E& e, int blocks, std::integer_sequence<int, k...>) {
-    Lanes<State> largest = {};
-    for (int b = 0; b < blocks; ++b) {
-#pragma omp simd
-      for (int i = 0; i < block; ++i) {
-        State found = largest.of[i];
-        ((found = std::max(found, among_ones<k>(e, b * block + i))), ...);
-        largest.of[i] = found;
-      }
+  HOST_DEVICE static bool all_finite(const E& e, int count, std::integer_sequence<int, k...>) {
+    State largest = 0;
+#pragma omp simd reduction(max : largest)
+    for (int i = 0; i < count; ++i) {
+      ((largest = std::max(largest, among_ones<k>(e, i))), ...);
     }
-    State found = 0;
-    for (int i = 0; i < block; ++i) found = std::max(found, largest.of[i]);
-    return found < std::numeric_limits<State>::max() - 1;
+    return largest < std::numeric_limits<State>::max() - 1;
   }
 
   template <int k>
-  HOST_DEVICE void load_state(const E& e, int b) {
-    const State* const from = e.states[k] + b * block;
+  HOST_DEVICE void load_offsets(const E& e, int blocks) {
+    for (int b = 0; b < blocks; ++b) {
+      offsets[k].of[b] = CodeOf<k>::offset(e.exponents[b * num_states + k]);
+    }
+  }
+
+  HOST_DEVICE void store_weights(const E& e, int b, const std::uint32_t* random) const {
 #pragma omp simd
-    for (int i = 0; i < block; ++i) words[k][b].of[i] = from[i];
+    for (int i = 0; i < block; ++i) {
+      e.store_weight(b * block + i, weights.of[b * block + i], random[i]);
+    }
   }
 
   template <int k>
-  HOST_DEVICE void store_state(const E& e, int blocks) const {
-    const std::uint32_t* const from = words[k][0].of;
-    State* const to = e.states[k];
-    const int count = blocks * block;
-#pragma omp simd
-    for (int i = 0; i < count; ++i) to[i] = static_cast<State>(from[i]);
-  }
-
-  HOST_DEVICE void store_weights(const E& e, int b, const Lanes<std::uint32_t>& random) const {
-#pragma omp simd
-    for (int i = 0; i < block; ++i) e.store_weight(b * block + i, weights[b].of[i], random.of[i]);
-  }
-
-  template <int k>
-  HOST_DEVICE float decoded(int b, int i, std::int32_t exponent) const {
-    std::uint32_t code = words[k][b].of[i];
-    if constexpr (borrows<k>) code |= (words[k - 1][b].of[i] << 1) & 0x100u;
+  HOST_DEVICE float decoded(int i, std::uint32_t offset) const {
+    std::uint32_t code = words[k].of[i];
+    if constexpr (borrows<k>) code |= (words[k - 1].of[i] << 1) & 0x100u;
     if constexpr (borrows<k + 1>) code &= 0x7fu;
-    return CodeOf<k>::decode(code, exponent);
+    return CodeOf<k>::decode(code, offset);
+  }
+
+  // Asks for the memory of the block a group further on. Processors foresee what a loop will read,
+  // but no further than this loop gets while a group's other loops read nothing.
+  template <int... k>
+  HOST_DEVICE static void prefetch(const E& e, int b, std::integer_sequence<int, k...>) {
+    constexpr int line = 64;  // bytes
+    const int at = b * block + elements_per_group;
+    for (int i = 0; i < block; i += line / int{sizeof(typename E::Storage)}) {
+      __builtin_prefetch(e.param + at + i, 1);
+      __builtin_prefetch(e.grad + at + i, 0);
+    }
+    if constexpr (E::has_codes) (__builtin_prefetch(e.states[k] + at, 1), ...);
   }
 
   template <int... k>
   HOST_DEVICE void update(const E& e, int b, const typename E::Scalars& scalars, float grad_scale,
-                          std::integer_sequence<int, k...>) {
+                          std::integer_sequence<int, k...> all) {
+    prefetch(e, b, all);
     const int at = b * block;
     const auto first = e.first_index + static_cast<std::uint64_t>(at);
-    const auto low = static_cast<std::uint32_t>(first);
-    const auto high = static_cast<std::uint32_t>(first >> 32);
-    Lanes<float> grads;
+    const std::uint32_t scaled = random_bits::scaled_of(static_cast<std::uint32_t>(first), e.key);
+    const std::uint32_t upper =
+        random_bits::upper_of(static_cast<std::uint32_t>(first >> 32), e.key);
+    Lanes<float, block> grads;
 #pragma omp simd
     for (int i = 0; i < block; ++i) grads.of[i] = E::Format::load(e.grad[at + i]);
 #pragma omp simd
-    for (int i = 0; i < block; ++i) weights[b].of[i] = e.weight_at(at + i);
-    std::int32_t exponents[num_states] = {};
-    if constexpr (E::has_codes) ((exponents[k] = e.exponents[b * num_states + k]), ...);
+    for (int i = 0; i < block; ++i) weights.of[at + i] = e.weight_at(at + i);
+    std::uint32_t offset[num_states] = {};
+    if constexpr (E::has_codes) ((offset[k] = offsets[k].of[b]), ...);
 #pragma omp simd
     for (int i = 0; i < block; ++i) {
       float state[num_states];
       if constexpr (E::has_codes) {
-        ((state[k] = decoded<k>(b, i, exponents[k])), ...);
+        ((state[k] = decoded<k>(at + i, offset[k])), ...);
       } else {
         ((state[k] = e.states[k][at + i]), ...);
       }
-      E::Rule::update(scalars, weights[b].of[i], grads.of[i] * grad_scale, state[k]...);
-      ((values[k][b].of[i] = state[k]), ...);
+      E::Rule::update(scalars, weights.of[at + i], grads.of[i] * grad_scale, state[k]...);
+      ((values[k].of[at + i] = state[k]), ...);
       // Here, where the square root and the division leave the processor time.
-      hashes[b].of[i] = random_bits::hash(low + static_cast<std::uint32_t>(i), high, e.key);
+      hashes.of[at + i] = random_bits::mix(
+          scaled + static_cast<std::uint32_t>(i) * random_bits::index_factor, upper);
     }
   }
 
-  // Finds what the blocks' exponents of a state follow from. Returns its largest magnitude, or inf
-  // if there is a block that GroupCode does not serve.
+  // Finds the blocks' exponents of a state, and what its codes are to count from. False if
+  // GroupCode does not serve all blocks.
   template <int k>
-  HOST_DEVICE std::uint32_t find_orders(int blocks) {
-    std::uint32_t largest = 0;
-    for (int b = 0; b < blocks; ++b) {
-      std::uint32_t order = 0;
-      for (int i = 0; i < block; ++i) {
-        order = std::max(order, CodeOf<k>::order(CodeOf<k>::pattern(values[k][b].of[i])));
-      }
-      orders[b][k] = order;
-      largest = std::max(largest, CodeOf<k>::serves(order) ? order : codes::inf_bits);
+  HOST_DEVICE bool find_exponents(int blocks,
+                                  std::uint8_t (&exponents)[num_states][blocks_per_group]) {
+    using Code = CodeOf<k>;
+    std::fill(values[k].of + blocks * block, values[k].of + elements_per_group, 0.0f);
+    Lanes<std::uint32_t, blocks_per_group> orders;
+    const std::uint32_t largest = Vectors::template find_orders<Code>(values[k].of, orders.of);
+    std::uint32_t unserved = 0;
+#pragma omp simd reduction(| : unserved)
+    for (int b = 0; b < blocks_per_group; ++b) {
+      unserved |= Code::serves(orders.of[b]) ? 0u : 1u;
+      const std::int32_t exponent = Code::exponent(Code::rank_of(orders.of[b]));
+      offsets[k].of[b] = Code::offset(exponent);
+      units[k].of[b] = Code::unit(Code::offset(exponent));
+      exponents[k][b] = static_cast<std::uint8_t>(exponent);
     }
-    if constexpr (CodeOf<k>::keeps_smallest) {
-      largest = 0;
-      const float* const all = values[k][0].of;
-      for (int i = 0; i < blocks * block; ++i) {
-        largest = std::max(largest, CodeOf<k>::pattern(all[i]));
-      }
-    }
-    return largest;
+    return largest < codes::inf_bits && unserved == 0;
   }
 
   template <int... k>
@@ -164,46 +164,51 @@ struct BlockGroup {
     const int at = b * block;
     const std::uint32_t turns[] = {turn_of(scalars.step, k)...};
     const std::uint32_t param_turn = turn_of(scalars.step, param_stream);
-    Lanes<std::uint32_t> random;
+    Lanes<std::uint32_t, block> random;
     if constexpr (E::has_codes) {
-      const std::int32_t exponents[] = {CodeOf<k>::exponent(CodeOf<k>::rank_of(orders[b][k]))...};
-      ((e.exponents[b * num_states + k] = static_cast<std::uint8_t>(exponents[k])), ...);
+      const std::uint32_t offset[] = {offsets[k].of[b]...};
+      const float unit[] = {units[k].of[b]...};
 #pragma omp simd
       for (int i = 0; i < block; ++i) {
-        const std::uint32_t hash = hashes[b].of[i];
-        std::uint32_t code[] = {CodeOf<k>::encode(values[k][b].of[i], exponents[k],
+        const std::uint32_t hash = hashes.of[at + i];
+        std::uint32_t code[] = {CodeOf<k>::encode(values[k].of[at + i], offset[k], unit[k],
                                                   random_bits::start(hash, k) + turns[k])...};
         ((code[k] |= borrows<k + 1> ? (code[(k + 1) % num_states] >> 1) & 0x80u : 0u), ...);
-        ((words[k][b].of[i] = code[k]), ...);
+        ((words[k].of[at + i] = code[k]), ...);
         random.of[i] = random_bits::start(hash, param_stream) + param_turn;
       }
     } else {
 #pragma omp simd
       for (int i = 0; i < block; ++i) {
-        const std::uint32_t hash = hashes[b].of[i];
-        ((e.states[k][at + i] = values[k][b].of[i]), ...);
+        const std::uint32_t hash = hashes.of[at + i];
+        ((e.states[k][at + i] = values[k].of[at + i]), ...);
         random.of[i] = random_bits::start(hash, param_stream) + param_turn;
       }
     }
-    store_weights(e, b, random);
+    store_weights(e, b, random.of);
   }
 
   // Updates whole blocks, or changes nothing and returns false.
   template <int... k>
   HOST_DEVICE bool update(const E& e, const typename E::Scalars& scalars, float grad_scale,
                           int blocks, std::integer_sequence<int, k...> all) {
-    const auto count = static_cast<std::uint32_t>(blocks * block);
-    if (static_cast<std::uint32_t>(e.first_index) > 0u - count) return false;  // crosses 2^32
+    const int count = blocks * block;
+    if (static_cast<std::uint32_t>(e.first_index) > 0u - static_cast<std::uint32_t>(count)) {
+      return false;  // crosses 2^32
+    }
     if constexpr (E::has_codes) {
-      if (!all_finite(e, blocks, all)) return false;
-      for (int b = 0; b < blocks; ++b) (load_state<k>(e, b), ...);
+      if (!all_finite(e, count, all)) return false;
+      (load_offsets<k>(e, blocks), ...);
+      (Vectors::widen(e.states[k], words[k].of, count), ...);
     }
     for (int b = 0; b < blocks; ++b) update(e, b, scalars, grad_scale, all);
+    std::uint8_t exponents[num_states][blocks_per_group];
     if constexpr (E::has_codes) {
-      if (std::max({find_orders<k>(blocks)...}) >= codes::inf_bits) return false;
+      if (!(find_exponents<k>(blocks, exponents) && ...)) return false;
+      for (int b = 0; b < blocks; ++b) ((e.exponents[b * num_states + k] = exponents[k][b]), ...);
     }
     for (int b = 0; b < blocks; ++b) store(e, b, scalars, all);
-    if constexpr (E::has_codes) (store_state<k>(e, blocks), ...);
+    if constexpr (E::has_codes) (Vectors::narrow(words[k].of, e.states[k], count), ...);
     return true;
   }
 };
