@@ -1,4 +1,4 @@
-// FiniteCode's encode in fewer operations still, for groups of blocks: whoever calls it has asked
+// What FiniteCode does in fewer operations still, for groups of blocks: whoever calls it has asked
 // serves() of every block. The bits are the same. FiniteCode's own, which CUDA takes for blocks of
 // any exponent, costs a CPU's step in the caches 1 to 2 % more, on AVX2 as on AVX-512.
 #pragma once
