@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,6 @@ from .claims import (
     LOSS,
     Claim,
     Finding,
-    spread,
     translation_of,
 )
 from .figures import name_of
@@ -183,8 +183,9 @@ def _environments(record: Record) -> Iterator[tuple[str, str]]:
         yield "commit", str(found["commit"])
     runs: list[dict[str, Any]] = record.data["runs"]
     yield "runs", f"{len(runs)}, from {min(r['date'] for r in runs)}"
-    yield "time of a run", f"{spread([run['seconds'] for run in runs], 0)} s"
-    yield "time of all, one after the other", f"{sum(r['seconds'] for r in runs) / 60:.0f} minutes"
+    times = [run["seconds"] for run in runs]
+    told = f"{min(times):.0f} to {max(times):.0f} s, median {statistics.median(times):.0f} s"
+    yield "time of a run, beside whatever else the machine did", told
 
 
 def _text(text: str) -> str:
