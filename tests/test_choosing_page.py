@@ -12,7 +12,7 @@ from bench.paper.claims import CLAIMS, spread
 from bench.paper.contenders import Contender, adamod
 from bench.paper.plan import ADAM, EXPERIMENTS, LR, SGDM, WARMED, Group
 from bench.paper.record import Record
-from bench.paper.verdicts import NOT_REPRODUCED, REPRODUCED
+from bench.paper.verdicts import NOT_REPRODUCED, REPRODUCED, UNCLEAR
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "choosing.md").read_text()
@@ -59,4 +59,4 @@ def test_the_readme_says_what_was_measured() -> None:
         losses = record.finals(Group("transformer", contender), "validation_loss")
         assert f"{statistics.fmean(losses):.2f}" in told, contender
     verdicts = [CLAIMS[name].find(record).verdict for name in EXPERIMENTS if name != "variants"]
-    assert verdicts == [REPRODUCED, *[NOT_REPRODUCED] * 4]
+    assert verdicts == [REPRODUCED, UNCLEAR, *[NOT_REPRODUCED] * 3]

@@ -34,7 +34,7 @@ COMBINATIONS = [
 ]
 
 # What fills no block, one block, several, and groups of them, or leaves one element over.
-SIZES = (1, 5, 31, 32, 33, 64, 255, 256, 257, 1000, 4097)
+SIZES = (1, 5, 31, 32, 33, 64, 255, 511, 512, 513, 544, 1000, 6149)
 
 
 def _in_memory_of(tensor: Tensor, offset: int) -> Tensor:
@@ -135,7 +135,7 @@ def _gradients(numel: int, step: int) -> Tensor:
     As long as a group of blocks and longer, since one block may decide how a group is stepped.
     """
     scales = torch.tensor([0.0, -6.0, 50.0, -126.0, -115.0, -100.0, -40.0, 0.0, 20.0])
-    which = torch.arange(codes.num_blocks(numel)) // 11 + step // 3  # which changes at times
+    which = torch.arange(codes.num_blocks(numel)) // 21 + step // 3  # which changes at times
     scale = scales[which % len(scales)].repeat_interleave(codes.BLOCK)[:numel]
     spread = torch.randint(-12, 1, (numel,)).float()
     grad = torch.randn(numel) * torch.exp2(scale + spread)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adamod_fused.codes import _WEYL, NUM_STREAMS, key_of, random_bits
+from adamod_fused.codes import _WEYL, NUM_STREAMS, PARAM_STREAM, key_of, random_bits
 
 COUNT = 1 << 18
 ELEMENTS = torch.arange(COUNT)
@@ -72,8 +72,20 @@ def test_streams_are_independent(a: int, b: int) -> None:
     for step in STEPS:
         first, second = (random_bits(ELEMENTS, KEY, step, stream) for stream in (a, b))
         assert abs(correlation(first, second)) < STANDARD_ERRORS
-        joint = torch.bincount((first >> 28) << 4 | second >> 28, minlength=256)
+        joint = torch.bincount((first >> 27) << 5 | second >> 27, minlength=1024)
         assert abs(chi_square_deviation(joint)) < STANDARD_ERRORS
+
+
+def test_upper_bits_of_the_states_streams_have_none_in_common() -> None:
+    """At the start, where all three are one word turned: of ten bits each, every combination."""
+    streams = range(PARAM_STREAM)
+    upper = [random_bits(ELEMENTS, KEY, 0, stream) >> 22 for stream in streams]
+    for bit in range(10):
+        for a, b in itertools.permutations(streams, 2):
+            for other in range(10):
+                equal = (upper[a] >> bit & 1) == (upper[b] >> other & 1)
+                errors = (equal.double().mean().item() - 0.5) * 2 * math.sqrt(COUNT)
+                assert abs(errors) < STANDARD_ERRORS, (a, bit, b, other)
 
 
 def unevenness_over_steps(a: int, b: int, first: Tensor, second: Tensor) -> float:
@@ -89,8 +101,8 @@ def unevenness_over_steps(a: int, b: int, first: Tensor, second: Tensor) -> floa
 def test_streams_are_independent_over_elements_and_steps(a: int, b: int) -> None:
     """A pair of streams fills the square as evenly as from independent starts.
 
-    By chance alone a pair is at times less even than independent numbers would be: those steps of
-    an element lie on few lines, and so do the differences between elements.
+    By chance alone a pair is at times far less even than independent numbers would be: the steps of
+    an element lie on few lines. So this finds turns that go together rather than starts that do.
     """
     generator = torch.Generator().manual_seed(1)
     by_chance = [

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <utility>
@@ -88,20 +89,26 @@ struct BlockGroup {
     std::uint32_t code = words[k].of[i];
     if constexpr (borrows<k>) code |= (words[k - 1].of[i] << 1) & 0x100u;
     if constexpr (borrows<k + 1>) code &= 0x7fu;
-    return CodeOf<k>::decode(code, offset);
+    return CodeOf<k>::decode_from(code, offset);
   }
 
-  // Asks for the memory of the block a group further on. Processors foresee what a loop will read,
-  // but no further than this loop gets while a group's other loops read nothing.
+  HOST_DEVICE static void prefetch(const void* stream, std::size_t ahead) {
+    __builtin_prefetch(
+        reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(stream) + ahead));
+  }
+
+  // Asks for the parameters, gradients and codes of the block a group further on, if there is one.
+  // Processors foresee what a loop will read, but no further than this loop gets while the other
+  // loops of a group read nothing.
   template <int... k>
   HOST_DEVICE static void prefetch(const E& e, int b, std::integer_sequence<int, k...>) {
-    constexpr int line = 64;  // bytes
-    const int at = b * block + elements_per_group;
-    for (int i = 0; i < block; i += line / int{sizeof(typename E::Storage)}) {
-      __builtin_prefetch(e.param + at + i, 1);
-      __builtin_prefetch(e.grad + at + i, 0);
+    constexpr std::size_t line = 64, itemsize = sizeof(typename E::Storage);
+    const std::size_t at = std::size_t(b) * block + elements_per_group;
+    for (std::size_t byte = 0; byte < block * itemsize; byte += line) {
+      prefetch(e.param, at * itemsize + byte);
+      prefetch(e.grad, at * itemsize + byte);
     }
-    if constexpr (E::has_codes) (__builtin_prefetch(e.states[k] + at, 1), ...);
+    if constexpr (E::has_codes) (prefetch(e.states[k], at * sizeof(State)), ...);
   }
 
   template <int... k>
@@ -142,19 +149,23 @@ struct BlockGroup {
   HOST_DEVICE bool find_exponents(int blocks,
                                   std::uint8_t (&exponents)[num_states][blocks_per_group]) {
     using Code = CodeOf<k>;
-    std::fill(values[k].of + blocks * block, values[k].of + elements_per_group, 0.0f);
+    // For blocks that do not exist, values that any code serves.
+    std::fill(values[k].of + blocks * block, values[k].of + elements_per_group, 1.0f);
     Lanes<std::uint32_t, blocks_per_group> orders;
-    const std::uint32_t largest = Vectors::template find_orders<Code>(values[k].of, orders.of);
+    if (Vectors::template find_orders<Code>(values[k].of, orders.of) >= codes::inf_bits) {
+      return false;
+    }
     std::uint32_t unserved = 0;
 #pragma omp simd reduction(| : unserved)
     for (int b = 0; b < blocks_per_group; ++b) {
-      unserved |= Code::serves(orders.of[b]) ? 0u : 1u;
-      const std::int32_t exponent = Code::exponent(Code::rank_of(orders.of[b]));
+      const std::uint32_t order = orders.of[b];
+      unserved |= Code::serves(order) ? 0u : 1u;
+      const std::int32_t exponent = Code::exponent(Code::rank_of(order));
       offsets[k].of[b] = Code::offset(exponent);
-      units[k].of[b] = Code::unit(Code::offset(exponent));
+      if constexpr (Code::is_signed) units[k].of[b] = Code::unit(order, offsets[k].of[b]);
       exponents[k][b] = static_cast<std::uint8_t>(exponent);
     }
-    return largest < codes::inf_bits && unserved == 0;
+    return unserved == 0;
   }
 
   template <int... k>

@@ -17,8 +17,8 @@ namespace cpu {
 constexpr int blocks_per_group = 16;  // as many as a vector of AVX-512 has words
 constexpr int elements_per_group = blocks_per_group * codes::block;
 
-// `count` is a multiple of codes::block, at most elements_per_group, and words are aligned to 64
-// bytes.
+// `count` is a multiple of codes::block. Words, values and orders are arrays for a whole group,
+// aligned to 64 bytes; words beyond `count` may be read, and what comes of them is thrown away.
 struct Portable {
   template <typename State>
   HOST_DEVICE static void widen(const State* from, std::uint32_t* words, int count) {
@@ -131,10 +131,10 @@ struct Avx512 {
 
   // The larger orders of a block's two halves, and the largest pattern where an order hides it.
   template <class Code>
-  CPU_AVX512 static inline __m512i orders_of(const float* block, __m512i& largest) {
+  CPU_AVX512 static inline __m512i orders_of(const float* values, __m512i& largest) {
     const __m512i mask = _mm512_set1_epi32(Code::is_signed ? 0x7fffffff : -1);
-    const __m512i a = _mm512_and_si512(_mm512_load_si512(block), mask);
-    const __m512i b = _mm512_and_si512(_mm512_load_si512(block + lanes), mask);
+    const __m512i a = _mm512_and_si512(_mm512_load_si512(values), mask);
+    const __m512i b = _mm512_and_si512(_mm512_load_si512(values + lanes), mask);
     if constexpr (Code::keeps_smallest) {
       largest = _mm512_max_epu32(largest, _mm512_max_epu32(a, b));
       const __m512i zero = _mm512_setzero_si512();

@@ -28,12 +28,19 @@ struct FiniteCode : Code<values, bytes> {
     return bit_cast<std::uint32_t>(x) & (is_signed ? 0x7fffffffu : 0xffffffffu);
   }
 
-  HOST_DEVICE static float decode(std::uint32_t code, std::int32_t exponent) {
+  // What the codes of a block count from: the pattern that code 0 would stand for.
+  HOST_DEVICE static std::uint32_t offset(std::int32_t exponent) {
+    return (static_cast<std::uint32_t>(exponent) << 23) - (1u << shift);
+  }
+
+  HOST_DEVICE static float decode_from(std::uint32_t code, std::uint32_t offset) {
     const auto counted = static_cast<std::uint32_t>(magnitude(code));
-    const std::uint32_t offset = (static_cast<std::uint32_t>(exponent) << 23) - (1u << shift);
     std::uint32_t decoded = counted == 0 ? 0 : counted * (1u << shift) + offset;
     if constexpr (is_signed) decoded |= (code << (32 - Base::bits)) & 0x80000000u;
     return bit_cast<float>(decoded);
+  }
+  HOST_DEVICE static float decode(std::uint32_t code, std::int32_t exponent) {
+    return decode_from(code, offset(exponent));
   }
 
   // The exponent leaves no value but one that is to be kept small a code above the last, as long as
