@@ -199,9 +199,8 @@ def random_bits(indices: Tensor, key: int, step: int, stream: int) -> Tensor:
     if stream == PARAM_STREAM:
         h = _times(h ^ (h >> 16), 0x2C1B3C6D)
         h = h ^ (h >> 15)
-    else:
-        by = 11 * stream
-        h = (h << by | h >> (32 - by)) & _WORD
+    elif stream > 0:
+        h = (h & 0x00FFFFFF) | (h << (32 - 8 * stream) & 0xFF000000)
     return (h + step * _WEYL[stream]) & _WORD
 
 

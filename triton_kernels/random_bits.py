@@ -27,7 +27,8 @@ def draw(hashed, step, STREAM: tl.constexpr):
         mixed = (hashed ^ (hashed >> 16)) * tl.full((), 0x2C1B3C6D, tl.uint32)
         word = mixed ^ (mixed >> 15)
     elif STREAM > 0:
-        word = (hashed << (11 * STREAM)) | (hashed >> (32 - 11 * STREAM))
+        top = (hashed << (32 - 8 * STREAM)) & tl.full((), 0xFF000000, tl.uint32)
+        word = (hashed & tl.full((), 0x00FFFFFF, tl.uint32)) | top
     else:
         word = hashed
     return word + step * tl.full((), WEYL.value[STREAM], tl.uint32)

@@ -20,10 +20,6 @@ constexpr int num_streams = 4;
 // approximate by fractions: (sqrt(5) - 1) / 2, sqrt(2) - 1, sqrt(3) - 1, (sqrt(13) - 3) / 2.
 constexpr std::uint32_t weyl[num_streams] = {0x9e3779b9u, 0x6a09e667u, 0xbb67ae85u, 0x4d8400fdu};
 
-HOST_DEVICE std::uint32_t rotate(std::uint32_t x, int by) {
-  return (x << by) | (x >> ((32 - by) & 31));  // also by 0
-}
-
 // Consecutive elements of one upper half differ in `scaled` by this factor alone.
 constexpr std::uint32_t index_factor = 0x9e3779b1u;
 
@@ -50,11 +46,19 @@ HOST_DEVICE std::uint32_t hash(std::uint64_t index, std::uint64_t key) {
   return hash(static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32), key);
 }
 
-// Where a stream of an element starts. The states' are its hash, turned by a third of a word each,
-// so that their upper 10 bits have none in common; below, they are what the others have above. The
-// parameter's is mixed once more.
+// Where a stream of an element starts. The states' are its hash with another of its bytes on top
+// each: the upper 8 bits of a stream are its own, and what two streams share stands so far below
+// that they are correlated by some 2^-16. The parameter's is mixed once more.
 HOST_DEVICE std::uint32_t start(std::uint32_t hash, int stream) {
-  if (stream < num_streams - 1) return rotate(hash, 11 * stream);
+  if (stream == 0) return hash;
+  if (stream < num_streams - 1) {
+#ifdef __CUDA_ARCH__  // one instruction, which the compiler does not find
+    return __byte_perm(hash, 0, (stream - 1) << 12 | 0x210);
+#else
+    constexpr std::uint32_t top = 0xff000000u;
+    return (hash & ~top) | ((hash << (32 - 8 * stream)) & top);
+#endif
+  }
   const std::uint32_t mixed = (hash ^ (hash >> 16)) * 0x2c1b3c6du;
   return mixed ^ (mixed >> 15);
 }
