@@ -196,7 +196,9 @@ def test_steps_are_the_oracles(isa: str, dtype: torch.dtype, formats: Formats) -
     rows = [
         Row.random(numel, dtype, formats, first_index, offset=0)
         for numel, first_index in zip(
-            SIZES, [0, 7, 2**32, 2**33 + 5, 1, 2, 3, 4, 2**34 - 9, 2**32 - 100, 0], strict=True
+            SIZES,
+            [0, 7, 2**32, 2**33 + 5, 1, 2, 3, 4, 8, 2**34 - 9, 5, 2**32 - 100, 0],
+            strict=True,
         )
     ]
     _check_steps(rows, dtype, isa, threads=1, steps=STEPS)
