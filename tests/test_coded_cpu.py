@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,6 +162,7 @@ def _check_steps(
     threads: int,
     steps: int,
     offset: int = 0,
+    gradients: Callable[[int, int], Tensor] = _gradients,
     **changed: Any,
 ) -> None:
     options = {**OPTIONS, **changed}
@@ -176,7 +178,7 @@ def _check_steps(
         expected = []
         for row in rows:
             limit = torch.finfo(dtype).max
-            grad = _gradients(row.param.numel(), step).clamp(-limit, limit).to(dtype)
+            grad = gradients(row.param.numel(), step).clamp(-limit, limit).to(dtype)
             grad = _poisoned(grad, step)
             row.param.grad = _in_memory_of(grad, offset)
             expected.append(row.stepped(grad, step, options))
@@ -221,6 +223,20 @@ def test_a_bound_alone_is_infinite(isa: str, state_format: str) -> None:
     torch.manual_seed(3)
     rows = [Row.random(1000, torch.float32, Formats(state_format, "plain"), 0, offset=0)]
     _check_steps(rows, torch.float32, isa, threads=1, steps=2, eps=0.0)
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("element", [0, 15, 16, 31, 511])
+def test_one_infinite_bound_in_a_group(isa: str, element: int) -> None:
+    """Whichever vector it lies in: all others of the group have ordinary values."""
+
+    def gradients(numel: int, step: int) -> Tensor:
+        grad = torch.rand(numel) + step
+        grad[element] = 0.0
+        return grad
+
+    rows = [Row.random(512, torch.float32, Formats("8bit", "plain"), 0, offset=0)]
+    _check_steps(rows, torch.float32, isa, threads=1, steps=1, gradients=gradients, eps=0.0)
 
 
 # A thread claims 32,768 elements at a time here, counted over all rows: within the blocks of rows
