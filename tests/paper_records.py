@@ -57,7 +57,7 @@ def result(run: Run) -> dict[str, Any]:
         found["curve"] = {"step": STEPS, "training_loss": measured, "validation_loss": measured}
         if run.contender.rule in ("adam", "adamod"):
             found["rates"] = [
-                {"step": step, "silent": 0.1, "eta": rates(10.0 / step), "bounded": rates(0.01)}
+                {"step": step, "silent": 0.1, "eta": rates(10.0 / step**3), "bounded": rates(0.01)}
                 for step in STEPS
             ]
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from paper_data import TINY
 from paper_records import record
 from scipy import stats
 
-from bench.paper.claims import CLAIMS
+from bench.paper.claims import CLAIMS, early_losses, largest_rates
+from bench.paper.plan import ADAM, Group
 from bench.paper.settings import SCALES
 from bench.paper.verdicts import (
     NOT_REPRODUCED,
@@ -19,12 +21,12 @@ from bench.paper.verdicts import (
     at_least,
     difference,
     equal,
-    excess,
+    mean_of,
     more,
     overall,
 )
 
-A, B = [3.1, 2.9, 3.3, 3.0], [2.0, 2.6, 2.2]
+A, B = [3.1, 2.9, 3.3, 3.0], [2.0, 2.6, 2.2, 2.1]
 
 
 @pytest.fixture(autouse=True)
@@ -34,17 +36,23 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_intervals_are_those_of_scipy() -> None:
     found = difference(A, B)
-    wanted = stats.ttest_ind(A, B, equal_var=False).confidence_interval(0.95)
+    wanted = stats.ttest_rel(A, B).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
-    assert found.mean == pytest.approx(sum(A) / 4 - sum(B) / 3)
-    found = excess(A, 2.5)
-    wanted = stats.ttest_1samp(A, 2.5).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((wanted.low - 2.5, wanted.high - 2.5))
+    assert found.mean == pytest.approx((sum(A) - sum(B)) / 4)
+    found = mean_of(A)
+    wanted = stats.ttest_1samp(A, 0.0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
 
 
 def test_samples_without_spread() -> None:
     assert difference([2.0, 2.0], [1.5, 1.5]) == Interval(0.5, 0.5, 0.5)
-    assert excess([2.0, 2.0], 1.0) == Interval(1.0, 1.0, 1.0)
+    assert mean_of([1.0, 1.0]) == Interval(1.0, 1.0, 1.0)
+
+
+def test_what_the_seeds_share_is_no_spread() -> None:
+    seeds = [0.0, 5.0, -3.0]
+    found = difference([seed + 1 for seed in seeds], seeds)
+    assert found == Interval(1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -155,10 +163,37 @@ def test_claims_that_do_not_hold(name: str, change: Any) -> None:
 
 
 def noisy(run: dict[str, Any]) -> None:
+    """Seed by seed, and another noise for each side of a comparison."""
+    scale = 1 + is_ours(run) + (run["contender"]["variant"] == "released")
     for measure in run["final"]:
-        run["final"][measure] += 40 * (run["seed"] - 2) * (1 + is_ours(run))
+        run["final"][measure] += 40 * (run["seed"] - 2) * scale
 
 
 @pytest.mark.parametrize("name", ["warmup", "depth", "variants"])
 def test_noise_is_no_verdict(name: str) -> None:
     assert CLAIMS[name].find(record(noisy)).verdict == UNCLEAR
+
+
+def diverged(run: dict[str, Any]) -> None:
+    """In the first step: no curve, no rates."""
+    if run["contender"]["rule"] in ("adam", "adamod") and run["task"] == "transformer":
+        run |= {"diverged": True, "rates": []}
+        run["curve"] = {"step": [], "training_loss": [], "validation_loss": []}
+
+
+def test_runs_that_diverged_count_as_ones_that_learnt_nothing() -> None:
+    found = record(diverged)
+    group = Group("transformer", ADAM)
+    assert early_losses(found, group) == [pytest.approx(math.log(300))] * 3
+    assert largest_rates(found, ADAM, "eta", range(1, 5)) == [pytest.approx(5)] * 3  # lr / eps
+    for name in CLAIMS:
+        CLAIMS[name].find(found)
+
+
+def test_rates_are_compared_without_the_schedule() -> None:
+    found = record()
+    at_five, at_ten = (
+        largest_rates(found, ADAM, "eta", range(step, step + 1))[0] for step in (5, 10)
+    )
+    # Of 10 / step^3, and of a schedule that fell by the root of two in between.
+    assert at_five - at_ten == pytest.approx(math.log10(8 / 2**0.5))

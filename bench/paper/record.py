@@ -50,7 +50,7 @@ def gather(
     return {
         "schema": SCHEMA,
         "scale": name,
-        "settings": {task: asdict(settings) for task, settings in scale.tasks.items()},
+        "settings": settings_of(scale),
         "transformers": list(scale.transformers),
         "seeds": list(scale.seeds),
         "data": data,
@@ -79,12 +79,19 @@ class Record:
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it holds no record of this schema.
+            ValueError: it holds no record of this schema, or one of other settings.
         """
         data = json.loads(path.read_text())
         if data.get("schema") != SCHEMA:
             raise ValueError(f"{path}: schema must be {SCHEMA}, got {data.get('schema')!r}")
-        return cls(data)
+        found = cls(data)
+        if data["settings"] != json.loads(json.dumps(settings_of(found.scale))):
+            raise ValueError(
+                f"{path}: its runs had other settings than bench/paper/settings.py has now; run "
+                f"`make paper SCALE={data['scale']}` again, or report with the commit that the "
+                "record names"
+            )
+        return found
 
     def save(self, path: Path) -> None:
         save_json(self.data, path)
@@ -116,6 +123,10 @@ class Record:
 
     def experiments(self) -> list[str]:
         return [experiment for experiment in EXPERIMENTS if self.has(experiment)]
+
+
+def settings_of(scale: Scale) -> dict[str, Any]:
+    return {task: asdict(settings) for task, settings in scale.tasks.items()}
 
 
 def facts_of(run: Run) -> dict[str, Any]:

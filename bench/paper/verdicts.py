@@ -1,7 +1,8 @@
-"""When a claim counts as reproduced: rules on confidence intervals, fixed before any run.
+"""When a claim counts as reproduced: rules on confidence intervals.
 
 Every part of a claim is an inequality between means over seeds, with a least effect that counts.
-Its 95 % interval is Student's: Welch's of two samples, or that of one sample against a bound.
+Its 95 % interval is Student's, of one value a seed: runs of one seed share weights and batches, so
+two of them are compared with each other.
 """
 
 from __future__ import annotations
@@ -37,27 +38,17 @@ class Part:
     verdict: str
 
 
-def difference(a: Sequence[float], b: Sequence[float]) -> Interval:
-    """Of the means, a less b, by Welch's t of two samples."""
-    mean = statistics.fmean(a) - statistics.fmean(b)
-    squares = [statistics.variance(sample) / len(sample) for sample in (a, b)]
-    if sum(squares) == 0:
-        return Interval(mean, mean, mean)
-    freedom = sum(squares) ** 2 / sum(
-        square**2 / (len(sample) - 1) for square, sample in zip(squares, (a, b), strict=True)
-    )
-    return _around(mean, sqrt(sum(squares)), freedom)
-
-
-def excess(values: Sequence[float], bound: float) -> Interval:
-    """Of the mean over ``bound``."""
-    mean = statistics.fmean(values) - bound
-    return _around(mean, sqrt(statistics.variance(values) / len(values)), len(values) - 1)
-
-
-def _around(mean: float, error: float, freedom: float) -> Interval:
-    reach = error * float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+def mean_of(values: Sequence[float]) -> Interval:
+    """Of what the values are samples of, one a seed."""
+    mean = statistics.fmean(values)
+    error = sqrt(statistics.variance(values) / len(values))
+    reach = error * float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1))
     return Interval(mean, mean - reach, mean + reach)
+
+
+def difference(a: Sequence[float], b: Sequence[float]) -> Interval:
+    """Of a less b, where both have the same seeds in the same order."""
+    return mean_of([x - y for x, y in zip(a, b, strict=True)])
 
 
 def more(text: str, unit: str, interval: Interval, effect: float) -> Part:
@@ -114,8 +105,9 @@ def overall(parts: Sequence[Part]) -> str:
 
 
 RULES = f"""
-The unit of all statistics is the run: one value a seed. Intervals hold the mean with
-{100 * LEVEL:g} % confidence: Welch's for a difference of two means, Student's for one mean.
+The unit of all statistics is the seed. Runs of one seed share weights and batches, so that a - b is
+taken seed by seed; Student's interval holds the mean of these differences with {100 * LEVEL:g} %
+confidence.
 
 "a is more than b" is reproduced if the interval of a - b lies above 0 and its mean is at least the
 effect that counts; not reproduced if all of the interval is below that effect.
