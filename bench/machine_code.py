@@ -96,13 +96,13 @@ def output(*command: str | Path) -> str:
     """What a command prints.
 
     Raises:
-        RuntimeError: it fails; the message is what it printed.
+        RuntimeError: it fails; the message is the end of what it printed.
     """
     result = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     if result.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{result.stdout}")
+        raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{result.stdout[-2000:]}")
     return result.stdout
 
 
