@@ -165,6 +165,43 @@ def test_diverged_runs_are_drawn(tmp_path: Path) -> None:
     assert len(list(figures.draw(made_up(diverge), tmp_path))) == 6
 
 
+def labels(experiment: str, record: Record) -> list[str]:
+    from matplotlib import pyplot as plt
+
+    plt.switch_backend("Agg")
+    figure = figures.DRAWINGS[experiment](plt, record)
+    found = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    plt.close(figure)
+    return found
+
+
+def test_figures_tell_of_seeds_that_diverged() -> None:
+    def diverge(one: dict[str, Any]) -> None:
+        one["diverged"] = one["contender"]["beta3"] == 0.9 and one["seed"] == 2
+        one["diverged"] |= one["contender"]["beta3"] == 0.99
+
+    assert labels("beta3", made_up(diverge))[:3] == [
+        "AdaMod beta3=0",
+        "AdaMod beta3=0.9 (1 of 3 diverged)",
+        "AdaMod beta3=0.99 (diverged)",
+    ]
+
+
+@pytest.mark.parametrize("steps", [2, 0])
+def test_rates_are_drawn_of_steps_that_both_have(steps: int, tmp_path: Path) -> None:
+    def diverge(one: dict[str, Any]) -> None:
+        if one["contender"]["rule"] == "adamod" and "rates" in one:
+            one["rates"] = one["rates"][:steps]
+
+    from matplotlib import pyplot as plt
+
+    plt.switch_backend("Agg")
+    figure = figures.DRAWINGS["rates"](plt, made_up(diverge))
+    titles = [axes.get_title() for axes in figure.axes]
+    plt.close(figure)
+    assert titles == ["step 1", "step 5"][:steps]
+
+
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_the_committed_page_is_that_of_the_record(path: Path) -> None:
     found = Record.load(path)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from paper_data import TINY, sentences
 
-from bench.paper import classification, tokens, translation
+from bench.paper import classification, run, tokens, translation
 from bench.paper.catalogues import Pair
 from bench.paper.classification import augmented, endless_rows
 from bench.paper.contenders import Contender, adamod, inverse_root, one_drop
@@ -87,6 +89,28 @@ def test_a_run_that_diverges_says_so(data: translation.TranslationData) -> None:
     assert found["rates"] == []
 
 
+@pytest.mark.parametrize("contender", [ADAM, adamod(1e-3, 0.9)], ids=["Adam", "AdaMod"])
+def test_gradients_may_turn_nan(
+    data: translation.TranslationData,
+    contender: Contender,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Between two marks, so that learning rates are read of what has diverged already."""
+    loss_of, losses = translation.loss_of, []
+
+    def nan_from_the_third(*given: object) -> torch.Tensor:
+        losses.append(loss_of(*given))
+        return losses[-1] * (1.0 if len(losses) < 3 else math.nan)
+
+    monkeypatch.setattr(translation, "loss_of", nan_from_the_third)
+    found = train(data, contender, evaluate_every=10)
+    assert found["diverged"]
+    assert [snapshot["step"] for snapshot in found["rates"]] == [1, 2]
+    run.save(found, tmp_path / "run.json")
+    assert json.loads((tmp_path / "run.json").read_text()) == found
+
+
 def test_bleu_of_a_perfect_model(data: translation.TranslationData) -> None:
     class Perfect(torch.nn.Module):
         def translate(self, source: torch.Tensor, max_tokens: int) -> list[list[int]]:
@@ -117,6 +141,18 @@ def test_rates_are_those_of_the_step(contender: Contender) -> None:
         assert found["bounded"]["median"] == pytest.approx(0.1 * share, rel=1e-4)
     else:
         assert "bounded" not in found
+
+
+@pytest.mark.parametrize("contender", [ADAM, adamod(1e-3, 0.9)], ids=["Adam", "AdaMod"])
+@pytest.mark.parametrize("grads", [[1.0, math.nan], [math.inf, 1.0], [0.0, 0.0]])
+def test_rates_that_say_nothing_are_not_told(contender: Contender, grads: list[float]) -> None:
+    param = torch.nn.Parameter(torch.zeros(2))
+    param.grad = torch.tensor(grads)
+    optimizer = contender.optimizer([param])
+    optimizer.step()
+    found = snapshot(optimizer, 1)
+    assert found is None or math.isfinite(found["eta"]["max"])
+    assert (found is None) == (grads != [math.inf, 1.0])  # v = inf is a rate of 0
 
 
 @pytest.mark.parametrize("contender", [SGDM, adamod(1e-3, variant="released")])

@@ -57,16 +57,18 @@ def draw(record: Record, folder: Path) -> Iterator[Path]:
 def _curves(axes: Any, record: Record, shown: Sequence[Group], measure: str) -> None:
     """Of each group the mean over seeds, and from the least to the most of them."""
     for group in shown:
-        runs = [run["curve"] for run in record.runs(group) if not run["diverged"]]
+        every = record.runs(group)
+        runs = [run["curve"] for run in every if not run["diverged"]]
+        label = group.contender.name + _diverged(len(every) - len(runs), len(every))
         if not runs:
-            axes.plot([], [], label=f"{group.contender.name} (diverged)", **_look(group.contender))
+            axes.plot([], [], label=label, **_look(group.contender))
             continue
         values = list(zip(*(run[measure] for run in runs), strict=True))
         steps, look = runs[0]["step"], _look(group.contender)
         axes.plot(
             steps,
             [sum(seeds) / len(seeds) for seeds in values],
-            label=group.contender.name,
+            label=label,
             linewidth=2.2,
             **look,
         )
@@ -77,34 +79,53 @@ def _curves(axes: Any, record: Record, shown: Sequence[Group], measure: str) -> 
     axes.legend(frameon=False, fontsize=11)
 
 
+def _diverged(count: int, seeds: int) -> str:
+    """Said beside a name: a mean of the seeds that are left is not that of all."""
+    if count == 0:
+        return ""
+    return " (diverged)" if count == seeds else f" ({count} of {seeds} diverged)"
+
+
 def _look(contender: Contender) -> dict[str, Any]:
     return LOOKS[contender.name]
 
 
 def _rates(plt: Any, record: Record) -> Any:
     task = record.scale.transformers[0]
-    adam, ours = (record.runs(Group(task, c))[0]["rates"] for c in (BARE, adamod(LR)))
-    last = len(adam) - 1
-    chosen = [round(index * last / (PANELS - 1)) for index in range(PANELS)]
+    adam, ours = (
+        {found["step"]: found for found in record.runs(Group(task, c))[0]["rates"]}
+        for c in (BARE, adamod(LR))
+    )
+    chosen = _spread(sorted(adam.keys() & ours.keys()), PANELS)
     figure, panels = plt.subplots(
         1, PANELS, figsize=(14, 3.8), sharex=True, sharey=True, layout="constrained"
     )
+    for axes in panels[len(chosen) :]:  # a run that diverged has rates of its first steps alone
+        axes.remove()
     places = [(low + high) / 2 for low, high in zip(edges(), edges()[1:], strict=False)]
-    for axes, index in zip(panels, chosen, strict=True):
+    for axes, step in zip(panels, chosen, strict=False):
         shown = (
-            (adam[index]["eta"], ADAM, "Adam: eta"),
-            (ours[index]["bounded"], ADAMOD, "AdaMod: min(eta, s)"),
+            (adam[step]["eta"], ADAM, "Adam: eta"),
+            (ours[step]["bounded"], ADAMOD, "AdaMod: min(eta, s)"),
         )
         for found, color, label in shown:
             axes.fill_between(
                 places, [100 * share for share in found["histogram"]], step="mid",
                 color=color, alpha=0.45, linewidth=0, label=label,
             )  # fmt: skip
-        axes.set_title(f"step {adam[index]['step']}", fontsize=13)
+        axes.set_title(f"step {step}", fontsize=13)
         axes.set_xlabel("log10 of the learning rate")
-    panels[0].set_ylabel("% of the elements")
-    panels[0].legend(frameon=False, fontsize=10, loc="upper left")
+    if chosen:
+        panels[0].set_ylabel("% of the elements")
+        panels[0].legend(frameon=False, fontsize=10, loc="upper left")
     return figure
+
+
+def _spread(steps: Sequence[int], count: int) -> list[int]:
+    """At most ``count`` of them, the first and the last among them, evenly by place."""
+    if len(steps) <= count:
+        return list(steps)
+    return [steps[round(index * (len(steps) - 1) / (count - 1))] for index in range(count)]
 
 
 def _warmup(plt: Any, record: Record) -> Any:

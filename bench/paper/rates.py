@@ -20,7 +20,8 @@ def snapshot(optimizer: Optimizer, step: int) -> dict[str, Any] | None:
     """Of eta, and of min(eta, s) where there is a bound; None for rules without such rates.
 
     Elements that never had a gradient (v = 0) have no say: their rate, lr / eps, moves nothing.
-    They are counted.
+    They are counted. None also where no element has a say, or a rate is not finite: the run has
+    diverged, and JSON has no such numbers.
     """
     released = any(group.get("variant") == "released" for group in optimizer.param_groups)
     if not isinstance(optimizer, (Adam, AdaMod)) or released:
@@ -39,8 +40,11 @@ def snapshot(optimizer: Optimizer, step: int) -> dict[str, Any] | None:
             rates["eta"].append(eta)
             if isinstance(optimizer, AdaMod):
                 rates["bounded"].append(torch.minimum(eta, state["exp_avg_lr"][moved].double()))
-    found = {name: _distribution(torch.cat(parts)) for name, parts in rates.items() if parts}
-    return {"step": step, "silent": silent / total, **found}
+    found = {name: torch.cat(parts) for name, parts in rates.items() if parts}
+    if silent == total or not all(bool(values.isfinite().all()) for values in found.values()):
+        return None
+    distributions = {name: _distribution(values) for name, values in found.items()}
+    return {"step": step, "silent": silent / total, **distributions}
 
 
 def edges() -> list[float]:
