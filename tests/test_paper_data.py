@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import shutil
 import tarfile
 from pathlib import Path, PurePosixPath
 
@@ -123,6 +124,18 @@ def test_the_set_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert first.facts()["packages"][0]["version"] == "1:2-3"
 
 
+def test_other_packages_are_another_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "SPLITS", SPLITS)
+    fill_packages(tmp_path)
+    first = pairs.load(tmp_path)
+    monkeypatch.setattr(pairs, "SPLITS", SPLITS | {"training": ("beta",)})
+    found = pairs.load(tmp_path)
+    assert len(found.splits["training"]) == 20
+    assert pairs.kept(tmp_path) == found  # as processes of runs read it
+    monkeypatch.setattr(pairs, "SPLITS", SPLITS)
+    assert pairs.load(tmp_path) == first
+
+
 def script(folder: Path, name: str, text: str) -> None:
     folder.mkdir(exist_ok=True)
     path = folder / name
@@ -170,6 +183,74 @@ def test_errors_name_the_remedy(debian: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PATH", str(debian / "nowhere"))
     with pytest.raises(RuntimeError, match="there is no apt-get; apt-get and dpkg-deb of Debian"):
         fetch.fetch("thing", debian / "cache", is_german_catalogue)
+
+
+@pytest.mark.parametrize("text", ['echo "not a Debian archive" >&2; exit 2', "printf x; exit 2"])
+def test_a_package_that_cannot_be_unpacked(debian: Path, text: str) -> None:
+    script(debian / "tools", "dpkg-deb", text)
+    why = "not a Debian archive" if "Debian" in text else "no reason given"
+    with pytest.raises(RuntimeError, match=f"^thing_1.*deb cannot be unpacked: .*{why}"):
+        fetch.fetch("thing", debian / "cache", is_german_catalogue)
+
+
+def test_without_dpkg_deb(debian: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (debian / "tools" / "dpkg-deb").unlink()
+    (debian / "tools" / "cp").symlink_to(shutil.which("cp"))
+    monkeypatch.setenv("PATH", str(debian / "tools"))
+    with pytest.raises(RuntimeError, match="there is no dpkg-deb; apt-get and dpkg-deb of Debian"):
+        fetch.fetch("thing", debian / "cache", is_german_catalogue)
+
+
+def test_a_package_without_wanted_files_is_no_success(debian: Path) -> None:
+    for _ in range(2):  # nor is it one when asked again
+        with pytest.raises(RuntimeError, match="thing 1:2-3 has none of the files wanted"):
+            fetch.fetch("thing", debian / "cache", lambda path: False)
+
+
+class FullDiskError(OSError):
+    pass
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On which a written text ends in its middle."""
+    write = Path.write_text
+
+    def half(path: Path, text: str) -> None:
+        write(path, text[: len(text) // 2])
+        if path.suffix != ".tsv":
+            raise FullDiskError
+
+    monkeypatch.setattr(Path, "write_text", half)
+
+
+def test_facts_are_written_whole_or_not_at_all(debian: Path, full_disk: None) -> None:
+    with pytest.raises(FullDiskError):
+        fetch.fetch("thing", debian / "cache", is_german_catalogue)
+    assert not (debian / "cache" / "thing.json").exists()
+
+
+def test_sources_are_written_whole_or_not_at_all(
+    tmp_path: Path, full_disk: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = pairs.Pairs({"test": [Pair("Open file", "Datei öffnen")]}, [{"name": "a"}])
+    monkeypatch.setattr(pairs, "_build", lambda cache, line: built)
+    with pytest.raises(FullDiskError):
+        pairs.load(tmp_path)
+    assert not (tmp_path / "pairs" / "sources.json").exists()
+
+
+def test_corrupt_facts_are_named(tmp_path: Path) -> None:
+    (tmp_path / "thing.json").write_text('{"version": ')
+    with pytest.raises(RuntimeError, match=r"thing\.json: not JSON; remove the file"):
+        fetch.fetch("thing", tmp_path, is_german_catalogue)
+
+
+def test_corrupt_sources_are_named(tmp_path: Path) -> None:
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "sources.json").write_bytes(b"\xff")
+    with pytest.raises(RuntimeError, match=r"sources\.json: not JSON; remove the file"):
+        pairs.load(tmp_path)
 
 
 def test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

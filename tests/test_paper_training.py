@@ -11,12 +11,13 @@ import pytest
 import torch
 from paper_data import TINY, sentences
 
-from bench.paper import classification, run, tokens, translation
+from bench.paper import classification, tokens, translation
 from bench.paper.catalogues import Pair
 from bench.paper.classification import augmented, endless_rows
 from bench.paper.contenders import Contender, adamod, inverse_root, one_drop
 from bench.paper.curves import Curve
 from bench.paper.fashion import Images
+from bench.paper.files import write_json
 from bench.paper.plan import ADAM, EXPERIMENTS, SGDM, WARMED, Group, groups, runs
 from bench.paper.rates import BINS, edges, snapshot
 from bench.paper.settings import GPU
@@ -107,7 +108,7 @@ def test_gradients_may_turn_nan(
     found = train(data, contender, evaluate_every=10)
     assert found["diverged"]
     assert [snapshot["step"] for snapshot in found["rates"]] == [1, 2]
-    run.save(found, tmp_path / "run.json")
+    write_json(found, tmp_path / "run.json")
     assert json.loads((tmp_path / "run.json").read_text()) == found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import subprocess
 import tarfile
@@ -11,6 +10,9 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .files import read_json, write_json
 
 REMEDY = (
     "apt-get and dpkg-deb of Debian or Ubuntu are needed, and package lists with this package "
@@ -36,20 +38,32 @@ def fetch(name: str, cache: Path, is_wanted: Callable[[PurePosixPath], bool]) ->
     """The package's files that are wanted; a second call finds them in ``cache``.
 
     Raises:
-        RuntimeError: it cannot be downloaded here; the message says what is needed.
+        RuntimeError: it cannot be downloaded or unpacked here, or has no wanted file; the message
+            says what is needed.
     """
     folder = cache / name
     facts = folder.with_suffix(".json")
     if not facts.exists():
-        with tempfile.TemporaryDirectory(dir=_made(cache)) as temporary:
-            archive = _download(name, Path(temporary))
-            version, _, _ = archive.name.removeprefix(f"{name}_").rpartition("_")
-            if folder.exists():  # of a call that was interrupted
-                shutil.rmtree(folder)
-            _extract(archive, folder, is_wanted)
-            sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
-            facts.write_text(json.dumps({"version": version.replace("%3a", ":"), "sha256": sha256}))
-    return Package(name=name, folder=folder, **json.loads(facts.read_text()))
+        package = _fetched(name, folder, is_wanted)
+        write_json({"version": package.version, "sha256": package.sha256}, facts)
+    return Package(name=name, folder=folder, **read_json(facts))
+
+
+def _fetched(name: str, folder: Path, is_wanted: Callable[[PurePosixPath], bool]) -> Package:
+    with tempfile.TemporaryDirectory(dir=_made(folder.parent)) as temporary:
+        archive = _download(name, Path(temporary))
+        if folder.exists():  # of a call that was interrupted
+            shutil.rmtree(folder)
+        _extract(_unpacked(archive), folder, is_wanted)
+        version, _, _ = archive.name.removeprefix(f"{name}_").rpartition("_")
+        sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
+    package = Package(name, version.replace("%3a", ":"), sha256, folder)
+    if not package.files():
+        raise RuntimeError(
+            f"{name} {package.version} has none of the files wanted of it; another package can "
+            "take its place in bench/paper/packages.py"
+        )
+    return package
 
 
 def summary(package: Package) -> dict[str, str]:
@@ -63,26 +77,35 @@ def _made(folder: Path) -> Path:
 
 
 def _download(name: str, folder: Path) -> Path:
-    command = ["apt-get", "-q", "download", name]
-    try:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise RuntimeError(f"{name} cannot be downloaded: there is no apt-get; {REMEDY}") from None
-    except subprocess.CalledProcessError as error:
-        why = error.stderr.strip().splitlines()[-1:] or ["no reason given"]
-        raise RuntimeError(f"{name} cannot be downloaded: {why[0]}; {REMEDY}") from None
+    _call(["apt-get", "-q", "download", name], f"{name} cannot be downloaded", cwd=folder)
     (archive,) = folder.glob("*.deb")
     return archive
 
 
+def _unpacked(archive: Path) -> Path:
+    """Its files as a tar file, which lies beside it."""
+    path = archive.with_suffix(".tar")
+    command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
+    with path.open("wb") as file:
+        _call(command, f"{archive.name} cannot be unpacked", stdout=file)
+    return path
+
+
+def _call(command: list[str], failure: str, **options: Any) -> None:
+    """Runs a command; where that fails, a RuntimeError says why and what is needed."""
+    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True} | options
+    try:
+        subprocess.run(command, check=True, **options)
+    except FileNotFoundError:
+        raise RuntimeError(f"{failure}: there is no {command[0]}; {REMEDY}") from None
+    except subprocess.CalledProcessError as error:
+        why = " ".join(error.stderr.split()) or "no reason given"
+        raise RuntimeError(f"{failure}: {why}; {REMEDY}") from None
+
+
 def _extract(archive: Path, folder: Path, is_wanted: Callable[[PurePosixPath], bool]) -> None:
     """The wanted regular files alone: packages bring pictures and manuals, too."""
-    with (
-        subprocess.Popen(
-            ["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE
-        ) as unpacking,
-        tarfile.open(fileobj=unpacking.stdout, mode="r|") as tar,
-    ):
+    with tarfile.open(archive) as tar:
         for member in tar:
             path = PurePosixPath(member.name)
             if member.isfile() and ".." not in path.parts and is_wanted(path):
@@ -91,6 +114,3 @@ def _extract(archive: Path, folder: Path, is_wanted: Callable[[PurePosixPath], b
                 assert source is not None  # it is a regular file
                 _made(target.parent)
                 target.write_bytes(source.read())
-    _made(folder)
-    if unpacking.returncode:
-        raise RuntimeError(f"dpkg-deb could not unpack {archive.name}: {unpacking.returncode}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from .catalogues import Pair, clean, is_german_catalogue, read
 from .fetch import Package, fetch, summary
+from .files import read_json, write_json
 from .packages import SPLITS
 
 
@@ -31,22 +31,37 @@ class Pairs:
 
 
 def load(cache: Path, line: Callable[[str], None] = lambda text: None) -> Pairs:
-    """The set, built from packages at the first call and kept in ``cache``."""
+    """The set, built from packages and kept in ``cache``, unless one of these lies there."""
     folder = cache / "pairs"
     sources = folder / "sources.json"
-    if not sources.exists():
+    if not (sources.exists() and _names(read_json(sources)) == _wanted_names()):
         built = _build(cache, line)
         folder.mkdir(parents=True, exist_ok=True)
+        sources.unlink(missing_ok=True)  # it would be of other pairs than lie beside it
         for split, pairs in built.splits.items():
             (folder / f"{split}.tsv").write_text(_text(pairs))
-        sources.write_text(json.dumps(built.sources))
+        write_json(built.sources, sources)
+    return kept(cache)
+
+
+def kept(cache: Path) -> Pairs:
+    """The set that ``load`` has left in ``cache``."""
+    folder = cache / "pairs"
     return Pairs(
         {
             split: [Pair(*row.split("\t")) for row in _rows(folder / f"{split}.tsv")]
             for split in SPLITS
         },
-        json.loads(sources.read_text()),
+        read_json(folder / "sources.json"),
     )
+
+
+def _names(sources: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    return [(source["split"], source["name"]) for source in sources]
+
+
+def _wanted_names() -> list[tuple[str, str]]:
+    return [(split, name) for split, names in SPLITS.items() for name in names]
 
 
 def _text(pairs: Iterable[Pair]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -18,6 +17,7 @@ from adamod_fused.console import Console
 
 from ..machine import date
 from . import classification, fashion, pairs, tokens, translation
+from .files import read_json, write_json
 from .plan import Run
 from .record import environment, facts_of
 from .settings import Scale, Translation
@@ -53,7 +53,7 @@ def _tokenizer(data: Path, found: pairs.Pairs, settings: Translation) -> Any:
 
 @cache
 def _translation_data(data: Path, settings: Translation) -> translation.TranslationData:
-    found = pairs.load(data)
+    found = pairs.kept(data)
     learnt = _tokenizer(data, found, settings)
     return translation.TranslationData.of(found.splits, learnt, settings)
 
@@ -77,19 +77,13 @@ def perform(run: Run, scale: Scale, root: Path, target: Path) -> None:
         found = classification.train(settings, *how, _images(root / "data"), scale.device)
     seconds = round(time.perf_counter() - started, 1)
     facts = {"key": run.key(scale), **facts_of(run), "date": date(), "seconds": seconds, **found}
-    save(facts | {"environment": about}, target)
-
-
-def save(facts: dict[str, Any], target: Path) -> None:
-    partial = target.with_suffix(".partial")
-    partial.write_text(json.dumps(facts, allow_nan=False))
-    partial.replace(target)
+    write_json(facts | {"environment": about}, target)
 
 
 def finished(runs: Iterable[Run], scale: Scale, folder: Path) -> list[dict[str, Any]]:
     """What the finished ones found."""
     paths = [folder / f"{run.key(scale)}.json" for run in runs]
-    return [json.loads(path.read_text()) for path in paths if path.exists()]
+    return [read_json(path) for path in paths if path.exists()]
 
 
 def perform_all(

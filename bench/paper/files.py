@@ -1,0 +1,31 @@
+"""JSON files whose existence means that something is done: written whole, or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class UnreadableFileError(RuntimeError):
+    """A file that should hold JSON does not."""
+
+
+def write_json(data: Any, path: Path) -> None:
+    """A full disk or an interruption leaves no half of a file at ``path``."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(data, allow_nan=False))
+    partial.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """What ``write_json`` wrote.
+
+    Raises:
+        OSError: there is no such file.
+        UnreadableFileError: the file has been damaged since; the message says to remove it.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        raise UnreadableFileError(f"{path}: not JSON; remove the file ({error})") from None
