@@ -27,8 +27,10 @@ class Console(Protocol):
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Prints a table."""
 
-    def progress(self, task: str, total: int) -> AbstractContextManager[Advance]:
-        """Shows how far ``task`` is, of ``total`` units."""
+    def progress(
+        self, task: str, total: int, reports: int = REPORTS
+    ) -> AbstractContextManager[Advance]:
+        """Shows how far ``task`` is, of ``total`` units; without a bar in ``reports`` lines."""
 
 
 def open_console() -> Console:
@@ -55,8 +57,8 @@ class PlainConsole:
             self.line(line)
 
     @contextmanager
-    def progress(self, task: str, total: int) -> Iterator[Advance]:
-        every = max(1, total // REPORTS)
+    def progress(self, task: str, total: int, reports: int = REPORTS) -> Iterator[Advance]:
+        every = max(1, total // reports)
 
         def advance(done: int, words: str) -> None:
             if done % every == 0:
@@ -82,9 +84,9 @@ class RichConsole(PlainConsole):
         Terminal().print(table)
 
     @contextmanager
-    def progress(self, task: str, total: int) -> Iterator[Advance]:
+    def progress(self, task: str, total: int, reports: int = REPORTS) -> Iterator[Advance]:
         if not sys.stdout.isatty():
-            with super().progress(task, total) as advance:
+            with super().progress(task, total, reports) as advance:
                 yield advance
             return
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from paper_data import SPLITS, TINY, fill_images, fill_packages
 from paper_records import record as made_up
+from paper_records import result
 
 from adamod_fused.console import PlainConsole
 from bench.paper import __main__, fashion, figures, page, pairs, plan, run
@@ -33,8 +35,8 @@ class Inline:
     def __init__(self, **options: Any) -> None:
         pass
 
-    def submit(self, function: Any, *arguments: Any) -> Future[None]:
-        future: Future[None] = Future()
+    def submit(self, function: Any, *arguments: Any) -> Future[float]:
+        future: Future[float] = Future()
         future.set_result(function(*arguments))
         return future
 
@@ -67,7 +69,9 @@ def test_everything(
 
     started = []
     perform = run.perform
-    monkeypatch.setattr(run, "perform", lambda *given: (started.append(given[0]), perform(*given)))
+    monkeypatch.setattr(
+        run, "perform", lambda *given: (started.append(given[0]), perform(*given))[1]
+    )
     assert command(cache) == 0
     full = Record.load(path_of("tiny", cache / "out"))
     every = plan.runs(plan.EXPERIMENTS, TINY)
@@ -89,30 +93,13 @@ def test_everything(
 def test_processes_of_their_own(cache: Path) -> None:
     """The real pool; what a spawned process needs comes by argument or from the cache."""
     run.prepare(cache, TINY, lambda text: None)
-    folder = run.folder_of("tiny", cache)
+    kept = run.Kept.of("tiny", TINY, cache)
     two = plan.runs(["variants"], TINY)[:2]
-    run.perform_all(two, TINY, cache, folder, PlainConsole())
-    found = run.finished(two, TINY, folder)
+    run.perform_all(two, kept, cache, PlainConsole())
+    found = kept.finished(two)
     assert [one["contender"]["variant"] for one in found] == ["paper", "released"]
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(kept.folder.iterdir())) == 2
     assert {one["environment"]["machine"]["gpu"] for one in found} == {None}
-
-
-def test_an_interrupted_run_leaves_what_is_finished(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "ProcessPoolExecutor", Inline)
-    perform, started = run.perform, []
-
-    def stop_at_the_second(*given: Any) -> None:
-        started.append(given)
-        if len(started) == 2:
-            raise KeyboardInterrupt
-        perform(*given)
-
-    monkeypatch.setattr(run, "perform", stop_at_the_second)
-    assert command(cache, "run", "--only", "variants") == 130
-    assert len(Record.load(path_of("tiny", cache / "out")).data["runs"]) == 1
 
 
 def test_a_failing_run_is_no_silence(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +111,82 @@ def test_a_failing_run_is_no_silence(cache: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(run, "perform", fail)
     with pytest.raises(ZeroDivisionError):
         command(cache, "run", "--only", "variants")
+
+
+def finish(one: plan.Run, kept: run.Kept, root: Path) -> float:
+    """In place of ``run.perform``, in no time."""
+    kept.save(one, result(one) | {"environment": {}})
+    return 0.25
+
+
+def interrupted_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def stop(*given: Any) -> float:
+        started.append(given)
+        if len(started) > count:
+            raise KeyboardInterrupt
+        return finish(*given)
+
+    monkeypatch.setattr(run, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(run, "perform", stop)
+
+
+def test_an_interrupted_run_leaves_what_is_finished(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = path_of("tiny", cache / "out")
+    interrupted_after(1, monkeypatch)
+    assert command(cache, "run", "--only", "variants") == 130
+    assert len(Record.load(path).data["runs"]) == 1
+    assert command(cache, "run", "--only", "variants") == 130
+    assert len(Record.load(path).data["runs"]) == 1
+
+
+def performed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The tasks of the runs that a command performs."""
+    tasks = []
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "ProcessPoolExecutor", Inline)
+        patched.setattr(
+            run, "perform", lambda *given: (tasks.append(given[0].task), finish(*given))[1]
+        )
+        assert command(cache, "run", "--only", "variants", "--only", "depth") == 0
+    return tasks
+
+
+def test_runs_of_other_data_are_run_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = performed(cache, monkeypatch)
+    assert sorted(set(first)) == ["densenet", "resnet", "transformer"]
+    path = path_of("tiny", cache / "out")
+    assert all("data" not in one for one in Record.load(path).data["runs"])
+    assert performed(cache, monkeypatch) == []
+    assert "run again" not in capsys.readouterr().out
+
+    with (cache / "data" / "pairs" / "test.tsv").open("a") as file:
+        file.write("Open it\tÖffne es\n")
+    assert performed(cache, monkeypatch) == ["transformer"] * 6
+    assert "of other data, and run again: 6" in capsys.readouterr().out
+
+    shutil.rmtree(fashion.INSTALLED)
+    fill_images(fashion.INSTALLED, training=70)
+    assert set(performed(cache, monkeypatch)) == {"resnet", "densenet"}
+
+    for kept in (cache / "runs-tiny").iterdir():  # as they were before they told of their data
+        kept.write_text(json.dumps(json.loads(kept.read_text()) | {"data": None}))
+    assert sorted(performed(cache, monkeypatch)) == sorted(first)
+    assert performed(cache, monkeypatch) == []
+
+
+def test_every_run_is_a_line(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(performed(cache, monkeypatch)) == 24
+    out = capsys.readouterr().out
+    lines = re.findall(r"^runs  (\d+)/24  \w+, .+, seed \d: 0\.2 s$", out, re.M)
+    assert lines == [str(done) for done in range(1, 25)]
 
 
 def test_errors_are_one_line(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,13 +81,13 @@ def _run(given: argparse.Namespace, console: Console) -> None:
     """Ends with a record of all that is finished, also when interrupted."""
     scale = SCALES[given.scale]
     data = _data(given, console)
-    folder = run.folder_of(given.scale, given.cache)
+    kept = run.Kept.of(given.scale, scale, given.cache)
     chosen = plan.runs(given.only or plan.EXPERIMENTS, scale)
     try:
-        run.perform_all(chosen, scale, given.cache, folder, console)
+        run.perform_all(chosen, kept, given.cache, console)
     finally:
         every = plan.runs(plan.EXPERIMENTS, scale)
-        found = record.gather(given.scale, scale, run.finished(every, scale, folder), data)
+        found = record.gather(given.scale, scale, kept.finished(every), data)
         given.out.mkdir(parents=True, exist_ok=True)
         path = record.path_of(given.scale, given.out)
         record.Record(found).save(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import struct
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -36,6 +37,15 @@ def folder(cache: Path) -> tuple[Path, dict[str, Any]]:
         return INSTALLED, {"name": FASHION_MNIST, "version": "installed"}
     package = fetch(FASHION_MNIST, cache, lambda path: path.name.endswith("ubyte.gz"))
     return package.folder / PurePosixPath(*INSTALLED.parts[1:]), summary(package)
+
+
+def digest(where: Path) -> str:
+    """Of all files; short."""
+    found = hashlib.sha256()
+    for names in FILES.values():
+        for name in names:
+            found.update((where / f"{name}.gz").read_bytes())
+    return found.hexdigest()[:10]
 
 
 def load(where: Path, split: str) -> Images:

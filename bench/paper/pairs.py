@@ -24,6 +24,11 @@ class Pairs:
     def sha256(self, split: str) -> str:
         return hashlib.sha256(_text(self.splits[split]).encode()).hexdigest()
 
+    def digest(self) -> str:
+        """Of all splits; short."""
+        hashes = " ".join(self.sha256(split) for split in self.splits)
+        return hashlib.sha256(hashes.encode()).hexdigest()[:10]
+
     def facts(self) -> dict[str, Any]:
         counts = {split: len(pairs) for split, pairs in self.splits.items()}
         hashes = {split: self.sha256(split) for split in self.splits}

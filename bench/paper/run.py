@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,9 +26,40 @@ from .settings import Scale, Translation
 CACHE = Path(".paper")
 
 
-def folder_of(scale: str, root: Path) -> Path:
-    """Where finished runs lie."""
-    return root / f"runs-{scale}"
+@dataclass(frozen=True)
+class Kept:
+    """Finished runs of a scale, a file each; one of other data than the present is none."""
+
+    scale: Scale
+    folder: Path
+    digests: dict[str, str]
+    """Of the data of each task."""
+
+    @classmethod
+    def of(cls, name: str, scale: Scale, root: Path) -> Kept:
+        """Those under ``root``, where the data must have been prepared."""
+        where, _ = fashion.folder(root / "data")
+        images, texts = fashion.digest(where), pairs.kept(root / "data").digest()
+        digests = {
+            task: texts if isinstance(settings, Translation) else images
+            for task, settings in scale.tasks.items()
+        }
+        return cls(scale, root / f"runs-{name}", digests)
+
+    def path(self, run: Run) -> Path:
+        return self.folder / f"{run.key(self.scale)}.json"
+
+    def save(self, run: Run, facts: dict[str, Any]) -> None:
+        write_json(facts | {"data": self.digests[run.task]}, self.path(run))
+
+    def find(self, run: Run) -> dict[str, Any] | None:
+        """What ``save`` was given."""
+        path = self.path(run)
+        facts: dict[str, Any] = read_json(path) if path.exists() else {}
+        return facts if facts.pop("data", None) == self.digests[run.task] else None
+
+    def finished(self, runs: Iterable[Run]) -> list[dict[str, Any]]:
+        return [found for found in map(self.find, runs) if found]
 
 
 def prepare(root: Path, scale: Scale, line: Callable[[str], None]) -> dict[str, Any]:
@@ -64,8 +96,9 @@ def _images(data: Path) -> dict[str, fashion.Images]:
     return {split: fashion.load(where, split) for split in fashion.FILES}
 
 
-def perform(run: Run, scale: Scale, root: Path, target: Path) -> None:
-    """One run, and its file, whole or not at all."""
+def perform(run: Run, kept: Kept, root: Path) -> float:
+    """One run, and its file, whole or not at all; the seconds it took."""
+    scale = kept.scale
     about = environment(scale.device)
     started = time.perf_counter()
     settings = scale.tasks[run.task]
@@ -77,42 +110,45 @@ def perform(run: Run, scale: Scale, root: Path, target: Path) -> None:
         found = classification.train(settings, *how, _images(root / "data"), scale.device)
     seconds = round(time.perf_counter() - started, 1)
     facts = {"key": run.key(scale), **facts_of(run), "date": date(), "seconds": seconds, **found}
-    write_json(facts | {"environment": about}, target)
+    kept.save(run, facts | {"environment": about})
+    return seconds
 
 
-def finished(runs: Iterable[Run], scale: Scale, folder: Path) -> list[dict[str, Any]]:
-    """What the finished ones found."""
-    paths = [folder / f"{run.key(scale)}.json" for run in runs]
-    return [read_json(path) for path in paths if path.exists()]
+def perform_all(runs: Iterable[Run], kept: Kept, root: Path, console: Console) -> None:
+    """Those that are not finished yet; the data must have been prepared."""
+    every = list(runs)
+    left = [run for run in every if kept.find(run) is None]
+    outdated = sum(kept.path(run).exists() for run in left)
+    if outdated:
+        console.line(f"finished runs that are of other data, and run again: {outdated}")
+    kept.folder.mkdir(parents=True, exist_ok=True)
+    pool = _pool(kept.scale.device)
+    try:
+        with console.progress("runs", len(every), reports=len(every)) as advance:
+            done = len(every) - len(left)
+            advance(done, "finished before")
+            pending = {pool.submit(perform, run, kept, root): run for run in left}
+            while pending:
+                completed, _ = wait(pending, return_when=FIRST_COMPLETED)
+                for future in completed:
+                    run, seconds = pending.pop(future), future.result()
+                    done += 1
+                    who = f"{run.task}, {run.contender.name}, seed {run.seed}"
+                    advance(done, f"{who}: {seconds:.1f} s")
+    except BaseException:
+        console.line("stopping: what still runs is finished first")
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def perform_all(
-    runs: Iterable[Run], scale: Scale, root: Path, folder: Path, console: Console
-) -> None:
-    """Those that no file tells of yet; the data must have been prepared."""
-    folder.mkdir(parents=True, exist_ok=True)
-    targets = {run: folder / f"{run.key(scale)}.json" for run in runs}
-    left = [run for run, target in targets.items() if not target.exists()]
+def _pool(device: str) -> ProcessPoolExecutor:
     # Models of the CPU's scale gain less from a second thread than from a second process.
     cores = len(os.sched_getaffinity(0))
-    workers, threads = (cores, 1) if scale.device == "cpu" else (1, cores)
-    pool = ProcessPoolExecutor(
+    workers, threads = (cores, 1) if device == "cpu" else (1, cores)
+    return ProcessPoolExecutor(
         max_workers=workers,
         mp_context=get_context("spawn"),
         initializer=torch.set_num_threads,
         initargs=(threads,),
     )
-    try:
-        with console.progress("runs", len(targets)) as advance:
-            done = len(targets) - len(left)
-            advance(done, "finished before")
-            pending = {pool.submit(perform, run, scale, root, targets[run]): run for run in left}
-            while pending:
-                completed, _ = wait(pending, return_when=FIRST_COMPLETED)
-                for future in completed:
-                    run = pending.pop(future)
-                    future.result()
-                    done += 1
-                    advance(done, f"{run.task}, {run.contender.name}, seed {run.seed}")
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
