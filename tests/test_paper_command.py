@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
 import re
 import shutil
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from paper_data import SPLITS, TINY, fill_images, fill_packages
 from paper_records import record as made_up
 from paper_records import result
@@ -132,15 +135,59 @@ def interrupted_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "perform", stop)
 
 
+@pytest.mark.parametrize("finished", [0, 1])
+def test_a_record_of_more_runs_stays(
+    cache: Path, finished: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = path_of("tiny", cache / "out")
+    path.parent.mkdir()
+    before = made_up()
+    before.save(path)
+    interrupted_after(finished, monkeypatch)
+    assert command(cache, "run", "--only", "variants") == 130
+    assert Record.load(path) == before
+    told = f"stays: it holds {len(before.data['runs'])} runs, and {finished} are finished here"
+    assert told in capsys.readouterr().out
+
+
 def test_an_interrupted_run_leaves_what_is_finished(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = path_of("tiny", cache / "out")
+    path.parent.mkdir()
+    path.write_text("{")  # an unreadable record holds no runs
     interrupted_after(1, monkeypatch)
     assert command(cache, "run", "--only", "variants") == 130
-    assert len(Record.load(path).data["runs"]) == 1
+    first = Record.load(path)
+    assert len(first.data["runs"]) == 1
+    interrupted_after(0, monkeypatch)  # as many runs as the record: it is replaced
+    first.data["seeds"] = []
+    first.save(path)
     assert command(cache, "run", "--only", "variants") == 130
-    assert len(Record.load(path).data["runs"]) == 1
+    assert Record.load(path).data["seeds"] == [1, 2, 3]
+
+
+def test_no_record_is_without_runs(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupted_after(0, monkeypatch)
+    assert command(cache, "run") == 130
+    assert not path_of("tiny", cache / "out").exists()
+    out = capsys.readouterr().out
+    assert "stopping: what still runs is finished first" in out
+    assert "record: none, as no run is finished" in out
+
+
+def test_no_report_is_of_a_record_without_runs(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = made_up()
+    empty.data["runs"] = []
+    (cache / "out").mkdir()
+    empty.save(path_of("tiny", cache / "out"))
+    with pytest.raises(SystemExit, match="2"):
+        command(cache, "report")
+    assert "paper-tiny.json: the record holds no runs" in capsys.readouterr().err
 
 
 def performed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -187,6 +234,67 @@ def test_every_run_is_a_line(
     out = capsys.readouterr().out
     lines = re.findall(r"^runs  (\d+)/24  \w+, .+, seed \d: 0\.2 s$", out, re.M)
     assert lines == [str(done) for done in range(1, 25)]
+
+
+@pytest.mark.parametrize("first", [(), ("run",)])
+def test_a_scale_of_a_gpu_needs_one(
+    first: tuple[str, ...],
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(SCALES, "tiny", dataclasses.replace(TINY, device="cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(run, "prepare", None)
+    with pytest.raises(SystemExit, match="2"):
+        command(cache, *first)
+    assert "--scale tiny needs CUDA" in capsys.readouterr().err
+
+
+def test_out_is_made_first(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (cache / "out").write_text("no folder")
+    monkeypatch.setattr(run, "prepare", None)
+    with pytest.raises(SystemExit, match="2"):
+        command(cache, "run")
+    assert "File exists" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first error is told, though no record can be saved then, either."""
+    started = []
+
+    def fill(*given: Any) -> float:
+        started.append(given)
+        if len(started) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device", "first")
+        return finish(*given)
+
+    def save(found: Record, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "second")
+
+    monkeypatch.setattr(run, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(run, "perform", fill)
+    monkeypatch.setattr(Record, "save", save)
+    with pytest.raises(SystemExit, match="2"):
+        command(cache, "run")
+    told = capsys.readouterr()
+    assert "No space left on device: 'first'" in told.err
+    assert "record: not saved: [Errno 28] No space left on device: 'second'" in told.out
+
+
+def test_a_corrupt_run_is_named(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    performed(cache, monkeypatch)
+    corrupt = next((cache / "runs-tiny").iterdir())
+    corrupt.write_text("{")
+    with pytest.raises(SystemExit, match="2"):
+        command(cache, "run")
+    assert f"{corrupt}: not JSON; remove the file" in capsys.readouterr().err
 
 
 def test_errors_are_one_line(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
