@@ -136,6 +136,20 @@ def test_other_packages_are_another_set(tmp_path: Path, monkeypatch: pytest.Monk
     assert pairs.load(tmp_path) == first
 
 
+def test_pairs_of_an_interrupted_build_are_not_taken_for_those_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairs, "SPLITS", SPLITS)
+    fill_packages(tmp_path)
+    first = pairs.load(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(pairs, "SPLITS", SPLITS | {"training": ("beta",)})
+        patched.setattr(pairs, "write_json", None)
+        with pytest.raises(TypeError):
+            pairs.load(tmp_path)
+    assert pairs.load(tmp_path) == first
+
+
 def script(folder: Path, name: str, text: str) -> None:
     folder.mkdir(exist_ok=True)
     path = folder / name
