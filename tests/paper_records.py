@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from paper_data import TINY
 
 from bench.paper.plan import EXPERIMENTS, Run, runs
 from bench.paper.rates import BINS
-from bench.paper.record import SCHEMA, Record, facts_of
+from bench.paper.record import SCHEMA, Record, facts_of, settings_of
 
 STEPS = [1, 5, 10]
 JITTER = {1: -1.0, 2: 0.0, 3: 1.0}  # of the seeds
@@ -22,6 +23,7 @@ DATA = {
         "pairs": {"training": 4000, "validation": 200, "test": 300},
         "packages": [{"split": "training", "name": "alpha", "version": "2", "pairs": 4000}],
     },
+    "used": {"transformer": {"training": 900, "validation": 80, "test": 40, "known": 3}},
 }
 
 
@@ -79,6 +81,7 @@ def record(change: Callable[[dict[str, Any]], None] = lambda run: None) -> Recor
         {
             "schema": SCHEMA,
             "scale": "tiny",
+            "settings": json.loads(json.dumps(settings_of(TINY))),
             "transformers": ["transformer"],
             "seeds": [1, 2, 3],
             "data": DATA,

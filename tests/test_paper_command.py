@@ -306,6 +306,11 @@ def test_errors_are_one_line(cache: Path, capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit):
         command(cache, "report")
     assert "schema must be 1, got 0" in capsys.readouterr().err
+    other = {"schema": 1, "scale": "tiny", "settings": {}}
+    path_of("tiny", cache / "out").write_text(json.dumps(other))
+    with pytest.raises(SystemExit):
+        command(cache, "report")
+    assert "other settings than bench/paper/settings.py" in capsys.readouterr().err
 
 
 def test_the_page_says_what_the_record_says() -> None:

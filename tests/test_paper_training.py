@@ -50,6 +50,15 @@ def test_schedules() -> None:
     assert [one_drop(step, 8) for step in range(8)] == [1.0] * 6 + [0.1] * 2
 
 
+def test_what_is_used_is_counted(data: translation.TranslationData) -> None:
+    training, test = len(data.training), len(data.test)
+    counts = {"training": training, "validation": training, "test": test}
+    assert 0 < test < training
+    assert data.facts() == {**counts, "known": test}
+    unseen = [pair for pair in data.training if pair.target != data.test[0].target]
+    assert dataclasses.replace(data, training=unseen).facts()["known"] == test - 1
+
+
 def test_batches_hold_every_pair_once(data: translation.TranslationData) -> None:
     generator = torch.Generator().manual_seed(1)
     found = tokens.endless_batches(data.training, 4, generator)

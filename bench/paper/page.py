@@ -171,19 +171,22 @@ def _made(record: Record) -> Iterator[str]:
     data, scale = record.data["data"], record.scale
     pairs, images = data["pairs"], data["fashion_mnist"]
     settings = translation_of(record)
-    counts = pairs["pairs"]
+    counts, used = pairs["pairs"], data["used"][record.scale.transformers[0]]
     yield _bullets(f"""
         **Translation**: English msgids and German msgstrs of gettext catalogues in Debian packages,
         cleaned of markup, accelerator marks and format-only strings: {counts["training"]:,} pairs
         to train, {counts["validation"]:,} to validate, {counts["test"]:,} to test. The packages of
         validation and test are not trained on, and no English string stands in two splits.
-        Byte-pair encoding of {settings.vocabulary:,} tokens, learnt from the training split; pairs
-        of up to {settings.max_tokens} tokens a side. BLEU is sacrebleu's, of greedy translations
-        of about {settings.bleu_strings:,} test strings, every so many-th.
+        Byte-pair encoding of {settings.vocabulary:,} tokens, learnt from the training split. Used
+        are pairs of up to {settings.max_tokens} tokens a side: {used["training"]:,} to train, of
+        which a run draws {settings.steps * settings.batch:,}, and {used["validation"]:,} to
+        validate. BLEU is sacrebleu's, of greedy translations of {used["test"]:,} test strings,
+        every so many-th; of {used["known"]:,} of them the German, not the English, is in the
+        training split, too.
 
         **Schedule**: learning rates rise (warm-up) or stand until step {settings.warmup:,}, then
         fall with the inverse root of the step, for all alike; batches of {settings.batch} pairs,
-        dropout {settings.shape.dropout:g}.
+        dropout {settings.shape.dropout:g}, label smoothing {settings.label_smoothing:g}.
 
         **Images**: Fashion-MNIST of Debian's package {images["name"]} ({images["version"]}).
         {_classification(scale)} The learning rate falls to a tenth after three quarters of the
@@ -205,7 +208,7 @@ def _classification(scale: Scale) -> str:
         if isinstance(settings, Classification):
             parts.append(
                 f"{task}: {settings.shape}, {settings.images:,} images, {settings.epochs} epochs, "
-                f"batches of {settings.batch}."
+                f"batches of {settings.batch}{', augmented' if settings.augmented else ''}."
             )
     return " ".join(parts)
 

@@ -72,10 +72,12 @@ def prepare(root: Path, scale: Scale, line: Callable[[str], None]) -> dict[str, 
     where, source = fashion.folder(data)
     images = {split: len(fashion.load(where, split).labels) for split in fashion.FILES}
     found = pairs.load(data, line)
-    for settings in scale.tasks.values():
-        if isinstance(settings, Translation):
-            _tokenizer(data, found, settings)
-    return {"fashion_mnist": source | {"images": images}, "pairs": found.facts()}
+    used = {
+        task: _translation_data(data, settings).facts()
+        for task, settings in scale.tasks.items()
+        if isinstance(settings, Translation)
+    }
+    return {"fashion_mnist": source | {"images": images}, "pairs": found.facts(), "used": used}
 
 
 def _tokenizer(data: Path, found: pairs.Pairs, settings: Translation) -> Any:

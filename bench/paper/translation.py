@@ -51,6 +51,16 @@ class TranslationData:
         validation = sorted(tokenized["validation"], key=lambda pair: len(pair.target))
         return cls(learnt, tokenized["training"], validation, test, references)
 
+    def facts(self) -> dict[str, int]:
+        """How many pairs there are; of how many of the test the German is in training, too."""
+        known = {tuple(pair.target) for pair in self.training}
+        return {
+            "training": len(self.training),
+            "validation": len(self.validation),
+            "test": len(self.test),
+            "known": sum(tuple(pair.target) in known for pair in self.test),
+        }
+
 
 def train(
     settings: Translation, contender: Contender, seed: int, data: TranslationData, device: str
