@@ -58,6 +58,10 @@ class Cost:
         """Of a step where every so manieth is looked at, over one that is not."""
         return 1 + (self.seen_over_plain.median - 1) / every
 
+    def average_when_read(self, every: int) -> float:
+        """That, where each look is read by ``bound_stats()`` too, as loggers do."""
+        return self.average(every) + self.read_ms.median / self.plain_ms.median / every
+
     @property
     def least_every(self) -> int:
         """How far apart looks must be for the average step to cost ``MOST_COST`` at most."""
@@ -147,13 +151,14 @@ def load(path: Path) -> TrackingRecord:
 def show(console: Console, record: TrackingRecord) -> None:
     """A row for each list, medians."""
     columns = ("list", "tensors", "plain ms", "seen ms", "ratio", "read ms")
-    last = (f"average, every {record.every}", f"<= {MOST_COST:g} at every")
+    last = (f"average, every {record.every}", "and read", f"<= {MOST_COST:g} at every")
     rows = []
     for name, cost in record.costs.items():
         spreads = (cost.plain_ms, cost.seen_ms, cost.seen_over_plain, cost.read_ms)
         figures = (three_digits(spread.median) for spread in spreads)
-        average = f"{cost.average(record.every):.3f}"
-        rows.append((name, f"{cost.tensors:,}", *figures, average, str(cost.least_every)))
+        averages = (cost.average(record.every), cost.average_when_read(record.every))
+        shown = (f"{average:.3f}" for average in averages)
+        rows.append((name, f"{cost.tensors:,}", *figures, *shown, str(cost.least_every)))
     console.table((*columns, *last), rows)
     figure = TARGET.figure(record)
     console.line(f"{TARGET.what}: {figure:.3f}, target {TARGET.relation} {TARGET.bound:g}")

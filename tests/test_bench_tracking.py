@@ -29,6 +29,7 @@ def cost(ratio: float) -> tracking.Cost:
 )
 def test_an_average_step(ratio: float, average: float, least_every: int) -> None:
     assert cost(ratio).average(100) == pytest.approx(average)
+    assert cost(ratio).average_when_read(100) == pytest.approx(average + 0.01)  # a read: one step
     assert cost(ratio).least_every == least_every
 
 
@@ -58,7 +59,8 @@ def test_the_command_prints_and_records(
     assert {"cpu", "threads", "load"} <= made.machine.keys()
     assert {"python", "torch", "adamod_fused"} <= made.versions.keys()
     shown = capsys.readouterr().out
-    assert f"{made.costs['small'].average(EVERY):.3f}" in shown
+    for average in (made.costs["small"].average, made.costs["small"].average_when_read):
+        assert f"{average(EVERY):.3f}" in shown
     assert f"target <= {tracking.MOST_COST}" in shown
     assert f"record: {out / 'tracking-cpu.json'}" in shown.replace("\n", "")
 
