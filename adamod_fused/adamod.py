@@ -200,7 +200,7 @@ class AdaMod(FusedOptimizer):
         """
         return self._tracker.looks
 
-    def bound_stats(self, by: str = "tensor") -> list[dict[str, Any]]:
+    def bound_stats(self, by: str = "tensor", after: int = 0) -> list[dict[str, Any]]:
         """What the bound did in the last step that was seen; waits for the device.
 
         Of DTensors, what this rank holds. A step that a loss scale's overflow skipped is not seen.
@@ -208,6 +208,8 @@ class AdaMod(FusedOptimizer):
 
         Args:
             by: ``"tensor"`` or ``"group"``: what there is a row for. Default: "tensor".
+            after: a ``bound_looks`` of before: steps that were counted by then give no rows, so
+                that each is handed out once. Default: 0.
 
         Returns:
             A list of rows, empty before the first such step; ``pandas.DataFrame`` takes it as it
@@ -227,4 +229,4 @@ class AdaMod(FusedOptimizer):
             RuntimeError: the bound is not tracked.
             ValueError: another ``by``.
         """
-        return self._tracker.rows(by)
+        return self._tracker.rows(by, after)

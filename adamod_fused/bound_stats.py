@@ -69,11 +69,18 @@ class GroupThen(NamedTuple):
 
 
 class Look:
-    """What is seen of one step of the optimizer, in as many launches as it takes."""
+    """What is seen of one step of the optimizer, in as many launches as it takes.
+
+    ``number`` tells looks apart: steps, which a state dict may set back, do not.
+    """
 
     def __init__(
-        self, groups: Sequence[dict[str, Any]], hyperparameters: Sequence[dict[str, Any]]
+        self,
+        number: int,
+        groups: Sequence[dict[str, Any]],
+        hyperparameters: Sequence[dict[str, Any]],
     ) -> None:
+        self.number = number
         self.seen: list[Seen] = []
         self.groups = [
             GroupThen(len(group["params"]), group.get("param_names"), copied(values.get("lr")))
@@ -103,9 +110,9 @@ class BoundTracker:
         self.every = every
         self.looks = looks
         self._done = 0  # steps since it began
+        self._open: Look | None = None  # of a step that goes on
         self._last: Look | None = None
         self._before: Look | None = None  # for a last step that a loss scale's overflow skipped
-        self._is_open = False
 
     def look(
         self, groups: Sequence[dict[str, Any]], hyperparameters: Sequence[dict[str, Any]]
@@ -113,20 +120,24 @@ class BoundTracker:
         """What the launches of this step are to fill, or None where it is not looked at."""
         if self.every == 0 or self._done % self.every:
             return None
-        if not self._is_open:  # else the step goes on: gradients that backward releases in parts
-            if self._last is not None and self._last.seen:
-                self._before = self._last
-            self._last = Look(groups, hyperparameters)
-            self._is_open = True
+        if self._open is None:  # else the step goes on: gradients that backward releases in parts
             self.looks += 1
-        return self._last
+            self._open = Look(self.looks, groups, hyperparameters)
+        return self._open
 
     def advance(self) -> None:
         """The step is over."""
         self._done += self.every > 0
-        self._is_open = False
+        if self._open is not None:
+            if self._last is not None and self._last.seen:
+                self._before = self._last
+            self._last, self._open = self._open, None
 
-    def rows(self, by: str) -> list[dict[str, Any]]:
+    def abandon(self) -> None:
+        """The step failed: the next one is another, and what was seen before is still the last."""
+        self._open = None
+
+    def rows(self, by: str, after: int = 0) -> list[dict[str, Any]]:
         """The rows of ``AdaMod.bound_stats``."""
         check_choice("by", by, ("tensor", "group"))
         if self.every == 0:
@@ -135,7 +146,7 @@ class BoundTracker:
                 "track_bound() before the steps that are to be seen"
             )
         for look in (self._last, self._before):
-            if look is not None and (found := _rows(look, by)):
+            if look is not None and look.number > after and (found := _rows(look, by)):
                 return found
         return []
 

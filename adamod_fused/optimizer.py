@@ -147,6 +147,7 @@ class FusedOptimizer(Optimizer):
             # would count twice in the next.
             for name in ("grad_scale", "found_inf"):
                 self.__dict__.pop(name, None)
+            self._tracker.abandon()
             raise
         finally:
             self._is_stepping = False

@@ -255,3 +255,54 @@ def test_a_step_that_fails_leaves_the_look_before(monkeypatch: pytest.MonkeyPatc
     assert optimizer.bound_stats() == before
     train_step(optimizer, 1)
     assert [(row["step"], row["numel"]) for row in optimizer.bound_stats()] == [(2, 10)]
+
+
+def failing_step(optimizer: AdaMod, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(CpuBackend, "run", Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
+            train_step(optimizer, 1)
+
+
+def test_a_step_that_fails_leaves_nothing_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not its groups, nor its lr: the next is seen as it is itself."""
+    first, second = random_params((3,), (5,))
+    optimizer = AdaMod([first], **OPTIONS, backend="cpu", track_bound=1)
+    failing_step(optimizer, monkeypatch)
+    optimizer.add_param_group({"params": [second], "lr": 0.5})
+    optimizer.param_groups[0]["lr"] = 7.0
+    train_step(optimizer, 2)
+    assert [(row["numel"], row["lr"]) for row in optimizer.bound_stats()] == [(3, 7.0), (5, 0.5)]
+
+
+def test_the_look_before_a_failed_and_a_skipped_step_is_still_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    optimizer = tracked(1, "cpu")
+    train_step(optimizer, 0)
+    before = optimizer.bound_stats()
+    failing_step(optimizer, monkeypatch)
+    optimizer.found_inf = torch.tensor(1.0)
+    train_step(optimizer, 1)
+    assert optimizer.bound_stats() == before
+
+
+def test_looks_up_to_a_number_give_no_rows() -> None:
+    optimizer = tracked(2)
+    train_step(optimizer, 0)
+    assert optimizer.bound_looks == 1
+    rows = optimizer.bound_stats()
+    assert optimizer.bound_stats(after=0) == rows
+    assert optimizer.bound_stats(after=1) == optimizer.bound_stats("group", after=1) == []
+    train(optimizer, (1, 2))
+    assert [row["step"] for row in optimizer.bound_stats(after=1)] == [3]
+
+
+def test_a_skipped_look_does_not_hide_the_one_before_that_nobody_asked_for() -> None:
+    optimizer = tracked(1)
+    train_step(optimizer, 0)
+    optimizer.found_inf = torch.tensor(1.0)
+    train_step(optimizer, 1)
+    assert optimizer.bound_looks == 2
+    assert optimizer.bound_stats(after=0)[0]["step"] == 1
+    assert optimizer.bound_stats(after=1) == []
