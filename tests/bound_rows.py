@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+import torch
 
 from adamod_fused.bound_stats import HISTOGRAM_EDGES
 
@@ -56,18 +57,19 @@ class FakeAdaMod:
 
     def __init__(self, names: tuple[str, ...] = ("a.weight", "b.bias"), every: int = 1) -> None:
         self.names, self.every = names, every
-        self.state: dict[str, dict[str, float]] = {}
-        self.steps = self.tracked = self.bound_looks = 0
+        self.state: dict[str, dict[str, torch.Tensor]] = {}
+        self.steps = self.tracked = self.bound_looks = self.look = 0
 
     def step(self) -> None:
         self.steps += 1
-        self.state["first"] = {"step": float(self.steps)}
+        self.state["first"] = {"step": torch.tensor(float(self.steps))}
         if (self.steps - 1) % self.every == 0:
             self.tracked = self.steps
             self.bound_looks += 1
+            self.look = self.bound_looks
 
-    def bound_stats(self, by: str = "tensor") -> list[dict]:
-        if self.tracked == 0:
+    def bound_stats(self, by: str = "tensor", after: int = 0) -> list[dict]:
+        if self.look <= after:
             return []
         if by == "group":
             return [row("group 0", 500, self.tracked) | {"index": None}]

@@ -202,7 +202,7 @@ def test_numbers_that_are_missing_do_not_spread(tmp_path):
     bad = row("bad", 300, 1) | {"rate_max": math.nan, "rate_hist": [0] * 64, "grad_norm": math.nan}
     none = good | {"name": "none", "numel": 0, "bounded": math.nan, "dead": 0}
     optimizer = FakeAdaMod()
-    optimizer.bound_stats = lambda by: [good, bad, none]
+    optimizer.bound_stats = lambda by, after: [good, bad, none]
     RunLog(tmp_path).log(optimizer)
     (tracked,) = series.load(tmp_path).tracked
     assert tracked.rate_max == good["rate_max"]
@@ -251,8 +251,8 @@ def test_the_words_are_those_of_the_numbers(tmp_path):
 def test_a_bound_that_never_acts_and_numbers_that_are_none_are_named(tmp_path):
     rows = [row("a", 100, 3) | {"bounded": 0.001, "nonfinite": 7}]
     optimizer = FakeAdaMod()
-    optimizer.bound_stats = lambda by: rows
-    RunLog(tmp_path).log(optimizer)
+    optimizer.bound_stats = lambda by, after: rows
+    RunLog(tmp_path).log(optimizer, step=3)
     held, _, _, never, nonfinite = summary.sentences(series.load(tmp_path))
     assert held.endswith("the only one that was tracked so far.")
     assert "hardly ever acted, on 0.1\N{NO-BREAK SPACE}% of the elements at most" in never

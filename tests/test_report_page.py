@@ -171,7 +171,7 @@ def test_a_short_run_is_drawn_too(chromium, tmp_path, broken):
         numbers = dict.fromkeys(("bounded", "grad_norm", "update_norm", "rate_max"), math.nan)
         nothing = {"rate_hist": [0] * 64, "bounded_rate_hist": [0] * 64, **numbers}
         rows = [row | nothing for row in optimizer.bound_stats()]
-        optimizer.bound_stats = lambda by: rows
+        optimizer.bound_stats = lambda by, after: rows
     RunLog(tmp_path).log(optimizer)
     path = tmp_path / "report.html"
     path.write_text(page(series.load(tmp_path), "run"), encoding="utf-8")

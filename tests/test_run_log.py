@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import resource
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from bound_rows import FakeAdaMod
+from torch import nn
 
+from adamod_fused import AdaMod
 from adamod_fused.tracking import RunLog, read
 from adamod_fused.tracking.run_log import FILE
 
@@ -60,7 +65,7 @@ def test_numbers_that_json_has_not_are_null_and_come_back_as_nan(tmp_path):
     optimizer.step()
     rows = optimizer.bound_stats()
     broken = rows[0] | {"rate_min": math.nan, "grad_norm": math.inf, "bounded": math.nan}
-    optimizer.bound_stats = lambda by: [broken, *rows[1:]]
+    optimizer.bound_stats = lambda by, after: [broken, *rows[1:]]
     RunLog(tmp_path).log(optimizer, math.nan, seen=-math.inf)
     text = (tmp_path / FILE).read_text()
     json.loads(text, parse_constant=pytest.fail)
@@ -95,6 +100,121 @@ def test_a_resumed_run_goes_on_from_its_checkpoint(tmp_path):
         resumed.log(optimizer, -1.0)
     entries = read(tmp_path)
     assert [(e["step"], e["loss"]) for e in entries] == [(1, 0), (2, 1), (3, -1), (4, -1)]
+
+
+def step_with(optimizer: AdaMod, *params: nn.Parameter) -> None:
+    """A step in which only these have gradients."""
+    optimizer.zero_grad()
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+
+
+def losses_of(folder: Path) -> dict[int, float]:
+    return {entry["step"]: entry["loss"] for entry in read(folder)}
+
+
+def test_tensors_without_gradients_at_times_do_not_set_the_step_back(tmp_path):
+    first, second = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer, log = AdaMod([first, second], track_bound=4), RunLog(tmp_path)
+    for step in range(1, 13):
+        step_with(optimizer, second, *([first] if step % 2 else []))
+        log.log(optimizer, step)
+    assert losses_of(tmp_path) == {step: step for step in range(1, 13)}
+    entries = {entry["step"]: entry["rows"] for entry in read(tmp_path) if "rows" in entry}
+    assert {step: [row["step"] for row in rows] for step, rows in entries.items()} == {
+        1: [1, 1], 5: [3, 5], 9: [5, 9],
+    }  # fmt: skip
+
+
+def test_the_step_that_is_given_is_that_of_the_rows_too(tmp_path):
+    """Parameters that come later count from 1, and skipped steps are not counted."""
+    early, late = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer, log = AdaMod([early], track_bound=5), RunLog(tmp_path)
+    for step in range(1, 31):
+        if step == 16:
+            optimizer.add_param_group({"params": [late]})
+        optimizer.found_inf = torch.tensor(float(step in (2, 3, 17)))
+        step_with(optimizer, early if step < 16 else late)
+        log.log(optimizer, step, step=step)
+    assert losses_of(tmp_path) == {step: step for step in range(1, 31)}
+    tracked = {e["step"]: e["rows"][0]["step"] for e in read(tmp_path) if "rows" in e}
+    assert tracked == {1: 1, 6: 4, 11: 9, 16: 1, 21: 5, 26: 10}
+
+
+@pytest.mark.parametrize("which", ["one made in mid-run", "one in each step"])
+def test_a_new_log_writes_the_step_of_now(tmp_path, which):
+    param = nn.Parameter(torch.ones(3))
+    optimizer, log = AdaMod([param], track_bound=10), RunLog(tmp_path)
+    for step in range(1, 19):
+        if which == "one in each step" or step == 15:
+            log = RunLog(tmp_path)
+        step_with(optimizer, param)
+        log.log(optimizer, step)
+    assert losses_of(tmp_path) == {step: step for step in range(1, 19)}
+
+
+def test_a_rollback_in_the_process_overwrites(tmp_path):
+    param = nn.Parameter(torch.ones(3))
+    optimizer, log = AdaMod([param], track_bound=5), RunLog(tmp_path)
+    for step in range(1, 11):
+        if step == 6:
+            checkpoint = copy.deepcopy(optimizer.state_dict())
+        step_with(optimizer, param)
+        log.log(optimizer, step)
+    optimizer.load_state_dict(checkpoint)
+    param.grad.fill_(7.0)
+    optimizer.step()
+    log.log(optimizer, -1)
+    assert losses_of(tmp_path) == {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: -1}
+    (row,) = read(tmp_path)[-1]["rows"]
+    assert row["grad_norm"] == pytest.approx(math.hypot(7, 7, 7))
+
+
+NO_NUMBERS = {
+    "a torch.float32 tensor of shape (2,)": torch.ones(2),
+    "'low'": "low",
+    "[1.0]": [1.0],
+    "array([1., 1.])": np.ones(2),
+    "a torch.complex64 tensor of shape ()": torch.tensor(1j),
+}
+
+
+@pytest.mark.parametrize(("given", "value"), NO_NUMBERS.items(), ids=NO_NUMBERS)
+def test_what_is_no_number_is_named_and_loses_no_rows(tmp_path, given, value):
+    optimizer, log = FakeAdaMod(), RunLog(tmp_path)
+    optimizer.step()
+    for name in ("loss", "val"):
+        with pytest.raises(TypeError) as raised:
+            log.log(optimizer, **{name: value})
+        message = f"{name} must be a number or a tensor of one element, got {given}"
+        assert str(raised.value) == message
+    with pytest.raises(TypeError, match=r"step must be a whole number, got 1\.5"):
+        log.log(optimizer, 1.0, step=1.5)
+    assert not log.path.exists()
+    log.log(optimizer, loss=np.float32(1), step=np.int64(1), val=torch.ones(1, 1))
+    (entry,) = read(tmp_path)
+    assert entry["rows"] == optimizer.bound_stats()
+    assert (entry["step"], entry["loss"], entry["scalars"]) == (1, 1.0, {"val": 1.0})
+
+
+def test_a_full_disk_leaves_the_file_whole_and_loses_no_rows(tmp_path):
+    optimizer, log = FakeAdaMod(), RunLog(tmp_path)
+    optimizer.step()
+    log.log(optimizer)
+    before = log.path.read_bytes()
+    optimizer.step()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, hard))
+        with pytest.raises(OSError, match="File too large"):
+            log.log(optimizer, 2.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert log.path.read_bytes() == before
+    log.log(optimizer, 2.0)
+    assert [entry["rows"][0]["step"] for entry in read(tmp_path)] == [1, 2]
+    assert read(tmp_path)[-1]["loss"] == 2.0
 
 
 def test_a_line_cut_off_by_a_kill_is_left_out_and_then_taken_away(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 from pathlib import Path
@@ -29,6 +30,11 @@ def stepped(steps: int) -> FakeAdaMod:
     for _ in range(steps):
         optimizer.step()
     return optimizer
+
+
+def taken(new: rows.NewRows, optimizer) -> list[dict]:
+    with new.of(optimizer) as found:
+        return found
 
 
 def train(writer) -> dict[int, list[dict]]:
@@ -64,10 +70,10 @@ def test_histograms_are_between_whole_powers_of_two():
 @pytest.mark.parametrize("per_tensor", [False, True])
 def test_new_rows_come_once(per_tensor):
     optimizer, new, handed_out = FakeAdaMod(every=EVERY), rows.NewRows(per_tensor), []
-    assert new.of(optimizer) == []
+    assert taken(new, optimizer) == []
     for _ in range(STEPS):
         optimizer.step()
-        handed_out += [new.of(optimizer), new.of(optimizer)]
+        handed_out += [taken(new, optimizer), taken(new, optimizer)]
     steps = [[row["step"] for row in found] for found in handed_out if found]
     assert steps == [[step] * (1 + per_tensor) for step in (1, 3, 5)]
 
@@ -75,19 +81,63 @@ def test_new_rows_come_once(per_tensor):
 def test_between_looks_nobody_asks_for_rows():
     optimizer, new, asked = FakeAdaMod(every=EVERY), rows.NewRows(), []
     bound_stats = optimizer.bound_stats
-    optimizer.bound_stats = lambda by: asked.append(optimizer.steps) or bound_stats(by)
+    optimizer.bound_stats = lambda by, after: asked.append(optimizer.steps) or bound_stats(by)
     for _ in range(STEPS):
         optimizer.step()
-        new.of(optimizer)
+        taken(new, optimizer)
     assert asked == [1, 3, 5]
 
 
 def test_a_look_that_found_nothing_hands_nothing_out():
     optimizer, new = FakeAdaMod(), rows.NewRows()
     optimizer.step()
-    assert new.of(optimizer)
+    assert taken(new, optimizer)
     optimizer.bound_looks += 1  # as after a step that a loss scale's overflow skipped
-    assert new.of(optimizer) == []
+    assert taken(new, optimizer) == []
+
+
+def test_rows_that_could_not_be_written_come_again():
+    optimizer, new = stepped(1), rows.NewRows()
+    with pytest.raises(OSError, match="full"), new.of(optimizer) as found:
+        raise OSError("full")
+    assert taken(new, optimizer) == found != []
+    assert taken(new, optimizer) == []
+
+
+def test_another_optimizer_counts_its_own_looks():
+    new = rows.NewRows()
+    for optimizer in (stepped(3), stepped(3), stepped(1)):
+        assert taken(new, optimizer) == optimizer.bound_stats("group")
+        assert taken(new, optimizer) == []
+
+
+def test_after_a_rollback_the_same_step_is_another():
+    param = nn.Parameter(torch.ones(3))
+    optimizer, new, found = AdaMod([param], track_bound=2), rows.NewRows(), []
+    for step in range(5):
+        if step == 2:
+            checkpoint = copy.deepcopy(optimizer.state_dict())
+        if step == 4:  # the steps 3 and 4 are undone
+            optimizer.load_state_dict(checkpoint)
+        param.grad = torch.full((3,), step + 1.0)
+        optimizer.step()
+        found += taken(new, optimizer)
+    assert [row["step"] for row in found] == [1, 3, 3]
+    assert [row["grad_norm"] for row in found] == pytest.approx([3**0.5, 27**0.5, 75**0.5])
+
+
+def test_the_count_is_the_largest_of_any_tensor():
+    early, late = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = AdaMod([early, late])
+    assert rows.count_of(optimizer) == 0
+    optimizer.state[early]  # an empty entry, as torch's own defaultdict makes
+    assert rows.count_of(optimizer) == 0
+    for param, steps in ((early, 2), (late, 3)):
+        optimizer.zero_grad()
+        for _ in range(steps):
+            param.grad = torch.ones(2)
+            optimizer.step()
+        assert rows.count_of(optimizer) == steps
 
 
 def test_the_optimizer_is_found_within_wrappers():
@@ -109,11 +159,11 @@ def test_looks_of_adamod_are_counted_on_and_on():
             optimizer.track_bound(every=10)
         param.grad = torch.ones(3)
         optimizer.step()
-        found.append((optimizer.bound_looks, [row["step"] for row in new.of(optimizer)]))
+        found.append((optimizer.bound_looks, [row["step"] for row in taken(new, optimizer)]))
     assert found == [(1, [1]), (1, []), (2, [3]), (3, [4]), (3, []), (3, [])]
     optimizer.track_bound(every=0)
     with pytest.raises(RuntimeError, match="the bound is not tracked"):
-        rows.NewRows().of(optimizer)
+        taken(rows.NewRows(), optimizer)
 
 
 @pytest.mark.integration

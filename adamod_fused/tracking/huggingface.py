@@ -45,19 +45,22 @@ class BoundStatsCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         optimizer = unwrapped(others["optimizer"])
-        if self._log is not None and (rows := self._new.of(optimizer)):
-            self._log(scalars(rows))
-        self._write(optimizer)
+        if self._log is not None:
+            with self._new.of(optimizer) as rows:
+                if rows:
+                    self._log(scalars(rows))
+        self._write(optimizer, state)
 
     def on_log(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Keeps the Trainer's loss, the mean since it logged last."""
         loss = (others.get("logs") or {}).get("loss")
         if state.is_world_process_zero and loss is not None:
-            self._write(unwrapped(others["optimizer"]), loss, step=state.global_step)
+            self._write(unwrapped(others["optimizer"]), state, loss)
 
-    def _write(self, optimizer: Any, loss: float | None = None, **where: int) -> None:
+    def _write(self, optimizer: Any, state: Any, loss: float | None = None) -> None:
         if self._run_dir is None:
             return
         if self._run_log is None:  # not before: other processes shall not touch the file
             self._run_log = RunLog(self._run_dir)
-        self._run_log.log(optimizer, loss, **where)
+        # The Trainer's steps alone: a GradScaler may skip some of the optimizer's.
+        self._run_log.log(optimizer, loss, step=state.global_step)

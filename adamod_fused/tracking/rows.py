@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ..bound_stats import HISTOGRAM_EDGES
 
@@ -37,26 +42,36 @@ class NewRows:
 
     def __init__(self, per_tensor: bool = False) -> None:
         self._by = "tensor" if per_tensor else "group"
+        self._whose: weakref.ref[Any] | None = None
         self._looks: int | None = None  # so that the first call asks, and is told if it is off
-        self._step: int | None = None
 
-    def of(self, optimizer: Any) -> list[Row]:
-        """The rows of the last tracked step, or none if they were handed out before."""
+    @contextmanager
+    def of(self, optimizer: Any) -> Iterator[list[Row]]:
+        """The rows of the last tracked step, or none if they were handed out before.
+
+        They are once the block ends well: what failed to be written is handed out again.
+        """
+        if self._whose is None or self._whose() is not optimizer:  # which counts its own looks
+            self._whose, self._looks = weakref.ref(optimizer), None
+        looks = optimizer.bound_looks
         # To be called in every step: only where there is something new may it wait for a device.
-        if optimizer.bound_looks == self._looks:
-            return []
-        self._looks = optimizer.bound_looks
-        rows: list[Row] = optimizer.bound_stats(by=self._by)
-        # A look at a step that a loss scale's overflow skipped leaves the rows as they were.
-        if not rows or step_of(rows) == self._step:
-            return []
-        self._step = step_of(rows)
-        return rows
+        if looks == self._looks:
+            yield []
+        else:
+            yield optimizer.bound_stats(by=self._by, after=self._looks or 0)
+            self._looks = looks
 
 
-def step_of(rows: Iterable[Row]) -> int:
-    """The step of rows of one look: tensors that had no gradient at times have done fewer."""
-    return max(row["step"] for row in rows)
+def count_of(optimizer: Any) -> int:
+    """Steps done: the largest count of any tensor, since some may have come later or been skipped.
+
+    Each device is waited for once.
+    """
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for state in optimizer.state.values():
+        if state:  # reading `optimizer.state[param]` leaves an empty entry behind
+            by_device.setdefault(state["step"].device, []).append(state["step"])
+    return max((int(torch.stack(c).max().item()) for c in by_device.values()), default=0)
 
 
 def scalars(rows: Iterable[Row]) -> dict[str, float]:

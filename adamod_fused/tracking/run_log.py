@@ -1,7 +1,8 @@
 """A run's statistics in its folder: one JSON line for each step that has something to tell.
 
 A line holds ``step``, ``time`` (seconds since 1970) and, where given, ``loss``, ``scalars`` and
-``rows``, those of ``bound_stats()``. JSON has no NaN and no inf: such numbers are null.
+``rows``, those of ``bound_stats()``; a row's own ``step`` is its tensor's count, which may be less.
+JSON has no NaN and no inf: such numbers are null.
 """
 
 from __future__ import annotations
@@ -9,13 +10,17 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import operator
+import reprlib
 import time
 from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .rows import HISTOGRAMS, LOG2_EDGES, NUMBERS, NewRows, Row, step_of, unwrapped
+from torch import Tensor
+
+from .rows import HISTOGRAMS, LOG2_EDGES, NUMBERS, NewRows, Row, count_of, unwrapped
 
 FILE = "bound_stats.jsonl"
 
@@ -29,8 +34,9 @@ FLOATS = ("lr", *(name for name in NUMBERS if name not in ("dead", "nonfinite"))
 class RunLog:
     """Appends to ``RUN_DIR/bound_stats.jsonl``, which ``read`` and the report read.
 
-    A resumed run goes on in the same file, at any step: what it had written beyond that step
-    does not count any more. A line that was cut off when the run was killed is taken away.
+    To be made once, before the first step. A resumed run goes on in the same file, at any step:
+    what it had written beyond that step does not count any more. A line that was cut off when the
+    run was killed is taken away.
 
     Args:
         run_dir: the run's folder; made if missing.
@@ -58,37 +64,68 @@ class RunLog:
         Args:
             optimizer: an AdaMod that tracks its bound.
             loss: a number or a tensor of one element. Default: None.
-            step: of the loss and the scalars, where no rows say it. Default: None, the count of
-                the optimizer's first state.
+            step: the line's, whatever is in it; where the lines' steps fall, a run was resumed. To
+                be given, always or never, where a GradScaler may skip steps or parameters come
+                later. Default: None, the largest step count of the optimizer's tensors.
             scalars: more numbers, by name; the report draws those whose name has "loss" in it.
 
         Raises:
+            TypeError: a number is none.
             RuntimeError: the optimizer does not track its bound.
+            OSError: the line could not be written. The file is as it was, and rows come again with
+                the next call.
         """
         optimizer = unwrapped(optimizer)
-        rows = self._new.of(optimizer)
-        if loss is None and not scalars and not rows:
-            return
-        entry: Entry = {"step": step_of(rows) if rows else step, "time": time.time()}
-        if entry["step"] is None:
-            entry["step"] = _count(optimizer)
-        if loss is not None:
-            entry["loss"] = _as_float(loss)
-        if scalars:
-            entry["scalars"] = {name: _as_float(value) for name, value in scalars.items()}
-        if rows:
-            entry["rows"] = rows
-        line = json.dumps(_without_nonfinite(entry), separators=(",", ":"), allow_nan=False)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        numbers = _numbers(loss, scalars)
+        if step is not None:
+            step = _whole("step", step)
+        with self._new.of(optimizer) as rows:
+            if numbers or rows:
+                line = {"step": count_of(optimizer) if step is None else step, "time": time.time()}
+                self._append(line | numbers | ({"rows": rows} if rows else {}))
+
+    def _append(self, entry: Entry) -> None:
+        text = json.dumps(_without_nonfinite(entry), separators=(",", ":"), allow_nan=False)
+        rest = memoryview(text.encode() + b"\n")
+        # Unbuffered: what a buffer could not write it would try to write once more on closing.
+        with self.path.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except BaseException:
+                file.truncate(end)  # half a line would make the next one unreadable too
+                raise
 
 
-def _as_float(value: Any) -> float:
-    return float(value.item() if hasattr(value, "item") else value)  # as torch wants of a loss
+def _numbers(loss: Any, scalars: dict[str, Any]) -> Entry:
+    entry: Entry = {}
+    if loss is not None:
+        entry["loss"] = _as_float("loss", loss)
+    if scalars:
+        entry["scalars"] = {name: _as_float(name, value) for name, value in scalars.items()}
+    return entry
 
 
-def _count(optimizer: Any) -> int:
-    return int(next((state["step"] for state in optimizer.state.values() if state), 0))
+def _as_float(name: str, value: Any) -> float:
+    given = reprlib.repr(value)
+    if isinstance(value, Tensor):
+        given = f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+    try:
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError
+        return float(value.item() if hasattr(value, "item") else value)  # as torch wants of a loss
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(
+            f"{name} must be a number or a tensor of one element, got {given}"
+        ) from error
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be a whole number, got {reprlib.repr(value)}") from error
 
 
 def _without_nonfinite(value: Any) -> Any:
@@ -131,8 +168,8 @@ def lines(run_dir: str | PathLike[str]) -> Iterator[Entry]:
         raise FileNotFoundError(f"there is no folder {path.parent}; name the folder of a run")
     if not path.exists():
         raise FileNotFoundError(
-            f"there is no {FILE} in {path.parent}; RunLog({str(path.parent)!r}).log(optimizer) "
-            "after each step writes it"
+            f"there is no {FILE} in {path.parent}; make log = RunLog({str(path.parent)!r}) once, "
+            "and call log.log(optimizer) after each step"
         )
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):

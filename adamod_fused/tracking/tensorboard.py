@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .rows import LOG2_EDGES, NewRows, histograms, scalars, step_of, unwrapped
+from .rows import LOG2_EDGES, NewRows, Row, count_of, histograms, scalars, unwrapped
 
 
 class BoundStatsWriter:
@@ -21,13 +21,21 @@ class BoundStatsWriter:
         self._writer = writer
         self._new = NewRows(per_tensor)
 
-    def log(self, optimizer: Any) -> None:
-        """To be called after ``optimizer.step()``; writes nothing if no new step was tracked."""
-        rows = self._new.of(unwrapped(optimizer))
+    def log(self, optimizer: Any, step: int | None = None) -> None:
+        """To be called after ``optimizer.step()``; writes nothing if no new step was tracked.
+
+        ``step`` is the place on TensorBoard's axis. Default: None, the optimizer's own count.
+        """
+        optimizer = unwrapped(optimizer)
+        with self._new.of(optimizer) as rows:
+            if rows:
+                self._write(rows, count_of(optimizer) if step is None else step)
+
+    def _write(self, rows: list[Row], step: int) -> None:
         for tag, number in scalars(rows).items():
-            self._writer.add_scalar(tag, number, step_of(rows))
+            self._writer.add_scalar(tag, number, step)
         for tag, counts in histograms(rows).items():
-            self._add_histogram(tag, counts, step_of(rows))
+            self._add_histogram(tag, counts, step)
 
     def _add_histogram(self, tag: str, counts: list[int], step: int) -> None:
         middles = [edge + 0.5 for edge in LOG2_EDGES[:-1]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .rows import LOG2_EDGES, NewRows, histograms, scalars, step_of, unwrapped
+from .rows import LOG2_EDGES, NewRows, Row, count_of, histograms, scalars, unwrapped
 
 STEP = "adamod_step"
 
@@ -26,14 +26,21 @@ class BoundStatsWriter:
         run.define_metric(STEP)
         run.define_metric("adamod_*", step_metric=STEP)
 
-    def log(self, optimizer: Any) -> None:
-        """To be called after ``optimizer.step()``; logs nothing if no new step was tracked."""
+    def log(self, optimizer: Any, step: int | None = None) -> None:
+        """To be called after ``optimizer.step()``; logs nothing if no new step was tracked.
+
+        ``step`` is what ``adamod_step`` says. Default: None, the optimizer's own count.
+        """
+        optimizer = unwrapped(optimizer)
+        with self._new.of(optimizer) as rows:
+            if rows:
+                self._write(rows, count_of(optimizer) if step is None else step)
+
+    def _write(self, rows: list[Row], step: int) -> None:
         import wandb
 
-        rows = self._new.of(unwrapped(optimizer))
-        if rows:
-            entry: dict[str, Any] = {STEP: step_of(rows), **scalars(rows)}
-            for tag, counts in histograms(rows).items():
-                np_histogram: Any = counts, LOG2_EDGES  # lists do as well as numpy's arrays
-                entry[tag] = wandb.Histogram(np_histogram=np_histogram)
-            self._run.log(entry)
+        entry: dict[str, Any] = {STEP: step, **scalars(rows)}
+        for tag, counts in histograms(rows).items():
+            np_histogram: Any = counts, LOG2_EDGES  # lists do as well as numpy's arrays
+            entry[tag] = wandb.Histogram(np_histogram=np_histogram)
+        self._run.log(entry)
