@@ -6,6 +6,8 @@ import copy
 import json
 import math
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +234,17 @@ def test_a_line_cut_off_by_a_kill_is_left_out_and_then_taken_away(tmp_path):
     assert len(log.path.read_bytes().splitlines()) == 3
 
 
+def test_a_line_that_the_run_ends_meanwhile_is_left_to_the_next_reader(tmp_path, monkeypatch):
+    @contextmanager
+    def open_growing(*_: object) -> Iterator[Iterator[bytes]]:
+        """As a file gives lines whose last one grows between two reads."""
+        yield iter([b'{"step": 1, "loss": 1.0}\n', b'{"step": 2, "lo', b'ss": 2.0}\n'])
+
+    (tmp_path / FILE).touch()
+    monkeypatch.setattr(Path, "open", open_growing)
+    assert losses_of(tmp_path) == {1: 1.0}
+
+
 @pytest.mark.parametrize("content", [b"", b'{"step": 1, "ti'])
 def test_a_log_without_a_whole_line_is_empty(tmp_path, content):
     (tmp_path / FILE).write_bytes(content)
@@ -240,11 +253,12 @@ def test_a_log_without_a_whole_line_is_empty(tmp_path, content):
     assert (tmp_path / FILE).read_bytes() == b""
 
 
-def row_without_dead() -> dict:
+def line_of_a_row(**changed) -> str:
+    """A tracked step whose one row has these columns in place of its own; None is without."""
     optimizer = FakeAdaMod()
     optimizer.step()
-    row = optimizer.bound_stats()[0]
-    return {name: value for name, value in row.items() if name != "dead"}
+    row = optimizer.bound_stats()[0] | changed
+    return json.dumps({"step": 2, "rows": [{k: v for k, v in row.items() if v is not None}]})
 
 
 BAD_LINES = {
@@ -252,10 +266,14 @@ BAD_LINES = {
     "[1, 2]": "no object with a whole number as its step",
     '{"loss": 1.0}': "no object with a whole number as its step",
     '{"step": 1.5}': "no object with a whole number as its step",
-    json.dumps({"step": 2, "rows": [row_without_dead()]}): "a row lacks dead",
-    json.dumps(
-        {"step": 2, "rows": [row_without_dead() | {"dead": 0, "rate_hist": [1, 2]}]}
-    ): "rate_hist has 2 bins, not 64",
+    line_of_a_row(dead=None): "a row lacks dead",
+    line_of_a_row(rate_hist=[1, 2]): "rate_hist has 2 bins, not 64",
+    line_of_a_row(rate_hist=3): "rate_hist is no list of whole numbers",
+    line_of_a_row(bounded_rate_hist=[0.5] * 64): "bounded_rate_hist is no list of whole numbers",
+    line_of_a_row(name=[1]): "name is no string",
+    line_of_a_row(numel=1.5): "numel is no whole number",
+    line_of_a_row(nonfinite="1"): "nonfinite is no whole number",
+    line_of_a_row(bounded=[1]): "bounded is no number",
     '{"step": 2, "rows": 3}': "rows are no list",
     '{"step": 2, "rows": [3]}': "a row is no object",
     '{"step": 2, "loss": "low"}': "loss is no number",
@@ -284,6 +302,16 @@ def test_folders_without_a_log_are_told_apart(tmp_path):
         read(tmp_path / "missing")
     with pytest.raises(FileNotFoundError, match=r"there is no bound_stats.jsonl in .*RunLog\("):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_file_in_place_of_a_folder_is_named_with_the_remedy(tmp_path, inside):
+    folder = tmp_path / "file"
+    folder.touch()
+    folder = folder / "run" if inside else folder
+    with pytest.raises(OSError, match=r"a run log cannot lie in .*; name a folder that") as raised:
+        RunLog(folder)
+    assert str(folder) in str(raised.value)
 
 
 def test_an_optimizer_without_a_bound_is_refused_before_anything_is_written(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 import os
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from wandb_file import history
 from adamod_fused import AdaMod
 from adamod_fused.bound_stats import HISTOGRAM_EDGES
 from adamod_fused.tracking import read, rows
+from adamod_fused.tracking.run_log import FILE
 
 STEPS, EVERY = 5, 2  # tracked: 1, 3, 5
 
@@ -274,6 +276,66 @@ def test_huggingface_trainer_logs_and_keeps_the_bound(tmp_path, monkeypatch):
     assert {e["step"]: e["loss"] for e in entries if "loss" in e} == losses
     assert entries[-1]["rows"] == optimizer.bound_stats()
     assert [row["name"] for row in entries[-1]["rows"]] == ["layer.weight", "layer.bias"]
+
+
+@pytest.mark.integration
+@needs("transformers")
+def test_huggingface_rows_and_losses_lie_on_the_steps_of_the_trainer(tmp_path):
+    """A step that a loss scale's overflow skipped is one of the Trainer's, and not of AdaMod's."""
+    from transformers import TrainerControl, TrainerState
+
+    from adamod_fused.tracking.huggingface import BoundStatsCallback
+
+    param = nn.Parameter(torch.ones(3))
+    optimizer, state = AdaMod([param], track_bound=2), TrainerState()
+    callback, control = BoundStatsCallback(run_dir=tmp_path), TrainerControl()
+    for step in range(1, 9):
+        optimizer.found_inf = torch.tensor(float(step in (2, 4)))
+        param.grad = torch.ones(3)
+        optimizer.step()
+        state.global_step = step
+        callback.on_step_end(None, state, control, optimizer=optimizer)
+        callback.on_log(None, state, control, optimizer=optimizer, logs={"loss": step})
+    entries = read(tmp_path)
+    assert {e["step"]: e["loss"] for e in entries} == {step: step for step in range(1, 9)}
+    tracked = {e["step"]: e["rows"][0]["step"] for e in entries if "rows" in e}
+    assert tracked == {1: 1, 3: 2, 5: 3, 7: 5}
+
+
+@pytest.mark.integration
+@needs("lightning")
+def test_lightning_writes_whole_losses_of_whole_steps(tmp_path):
+    """Not the part that it hands on of each of the batches that a step accumulates."""
+    import lightning
+    from torch.utils.data import DataLoader
+
+    from adamod_fused.tracking.lightning import BoundStatsCallback
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 1)
+
+        def training_step(self, batch, number):
+            return 0 * self.layer(batch).sum() + number
+
+        def configure_optimizers(self):
+            return AdaMod(self.named_parameters(), track_bound=2)
+
+    how = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    how |= {"enable_model_summary": False, "accumulate_grad_batches": 3, "log_every_n_steps": 1}
+    how["default_root_dir"] = tmp_path
+    data, checkpoint = DataLoader(torch.ones(12, 2)), None
+    for epochs in (1, 2):  # the second goes on from the first
+        callback = BoundStatsCallback(tmp_path / "run")
+        trainer = lightning.Trainer(max_epochs=epochs, callbacks=[callback], **how)
+        trainer.fit(Module(), data, ckpt_path=checkpoint)
+        checkpoint = trainer.checkpoint_callback.best_model_path
+    lines = (tmp_path / "run" / FILE).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 9))
+    entries = read(tmp_path / "run")
+    assert [e["loss"] for e in entries] == pytest.approx([2, 5, 8, 11] * 2)
+    assert [e["step"] for e in entries if "rows" in e] == [1, 3, 5, 7]
 
 
 @pytest.mark.integration

@@ -18,7 +18,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, distributed
 
 from .rows import HISTOGRAMS, LOG2_EDGES, NUMBERS, NewRows, Row, count_of, unwrapped
 
@@ -27,8 +27,9 @@ FILE = "bound_stats.jsonl"
 Entry = dict[str, Any]
 """A line of the file, its nulls read as NaN."""
 
+WHOLE = ("numel", "dead", "nonfinite")
+FLOATS = ("lr", *(name for name in NUMBERS if name not in WHOLE))
 COLUMNS = ("name", "numel", *NUMBERS, *HISTOGRAMS)
-FLOATS = ("lr", *(name for name in NUMBERS if name not in ("dead", "nonfinite")))
 
 
 class RunLog:
@@ -36,17 +37,29 @@ class RunLog:
 
     To be made once, before the first step. A resumed run goes on in the same file, at any step:
     what it had written beyond that step does not count any more. A line that was cut off when the
-    run was killed is taken away.
+    run was killed is taken away. Of the ranks of ``torch.distributed`` the first one writes; the
+    others check what they are given and touch no file.
 
     Args:
         run_dir: the run's folder; made if missing.
+
+    Raises:
+        OSError: a log cannot lie there.
     """
 
     def __init__(self, run_dir: str | PathLike[str]) -> None:
         self.path = Path(run_dir) / FILE
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._new = NewRows(per_tensor=True)
-        _drop_cut_line(self.path)
+        self._is_writer = _is_first_rank()
+        if self._is_writer:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                _drop_cut_line(self.path)
+            except OSError as error:
+                raise type(error)(
+                    f"a run log cannot lie in {self.path.parent} ({error.strerror}); name a folder "
+                    "that may be written to, there or to be made"
+                ) from error
 
     def log(
         self,
@@ -79,6 +92,10 @@ class RunLog:
         numbers = _numbers(loss, scalars)
         if step is not None:
             step = _whole("step", step)
+        # Once another rank, always: the process group may be gone before the last line.
+        self._is_writer = self._is_writer and _is_first_rank()
+        if not self._is_writer:
+            return
         with self._new.of(optimizer) as rows:
             if numbers or rows:
                 line = {"step": count_of(optimizer) if step is None else step, "time": time.time()}
@@ -136,6 +153,11 @@ def _without_nonfinite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _is_first_rank() -> bool:
+    is_one_of_many = distributed.is_available() and distributed.is_initialized()
+    return not is_one_of_many or distributed.get_rank() == 0
+
+
 def _drop_cut_line(path: Path) -> None:
     if not path.exists() or path.stat().st_size == 0:
         return
@@ -173,8 +195,9 @@ def lines(run_dir: str | PathLike[str]) -> Iterator[Entry]:
         )
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if line.endswith(b"\n"):
-                yield _entry(line, f"{path}, line {number}")
+            if not line.endswith(b"\n"):
+                break  # whatever the run has written since, it begins within this line
+            yield _entry(line, f"{path}, line {number}")
 
 
 def merged(entries: Iterable[Entry]) -> list[Entry]:
@@ -226,7 +249,14 @@ def _check_row(row: Row) -> None:
     missing = [name for name in COLUMNS if name not in row]
     if missing:
         raise ValueError(f"a row lacks {', '.join(missing)}")
+    if not isinstance(row["name"], str):
+        raise ValueError("name is no string")
+    for name in WHOLE:
+        if type(row[name]) is not int:
+            raise ValueError(f"{name} is no whole number")
     for name in HISTOGRAMS:
+        if not isinstance(row[name], list) or set(map(type, row[name])) != {int}:
+            raise ValueError(f"{name} is no list of whole numbers")
         if len(row[name]) != len(LOG2_EDGES) - 1:
             raise ValueError(f"{name} has {len(row[name])} bins, not {len(LOG2_EDGES) - 1}")
 
