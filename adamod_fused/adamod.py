@@ -214,7 +214,8 @@ class AdaMod(FusedOptimizer):
         Returns:
             A list of rows, empty before the first such step; ``pandas.DataFrame`` takes it as it
             is. A row is a dict: ``step``, ``group``, ``index`` of the parameter in its group,
-            ``name`` (where the optimizer was given named parameters), ``numel``, ``lr``;
+            ``name`` (where the optimizer was given named parameters; of several alike with group
+            and index behind it), ``numel``, ``lr``;
             ``bounded``: the share of elements whose rate the bound cut, s < eta, in 0..1;
             ``rate_min``, ``rate_max``, ``rate_mean`` of eta, Adam's learning rate of each element,
             and ``rate_hist``, its histogram; ``bounded_rate_...``: the same of min(eta, s);

@@ -7,7 +7,9 @@ step; nothing waits for it until ``bound_stats()`` is asked.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -151,64 +153,116 @@ class BoundTracker:
         return []
 
 
+Part = list[tuple[range, int]]
+"""Of each tensor that a row tells of: where its segments lie, and its elements."""
+
+
 def _rows(look: Look, by: str) -> list[dict[str, Any]]:
-    observed: dict[int, tuple[Tensor, int]] = {}  # of a tensor that was stepped twice, the last
-    for seen in look.seen:
-        matrix = seen.observed.cpu()
+    matrices, stepped = _observations(look)
+    if not stepped:
+        return []
+    places = _places(look.groups)
+    parts: dict[tuple[int, int | None, str], Part] = {}
+    for ordinal, tensor in sorted(stepped.items()):
+        group = places[ordinal][0]
+        place = places[ordinal] if by == "tensor" else (group, None, f"group {group}")
+        parts.setdefault(place, []).append(tensor)
+    lrs = [on_host(group.lr) for group in look.groups]
+    table: dict[str, Iterable[Any]] = {
+        **dict(zip(("group", "index", "name"), zip(*parts, strict=True), strict=True)),
+        "numel": [sum([numel for _, numel in part]) for part in parts.values()],
+        "lr": [lrs[group] for group, *_ in parts],
+        **_summaries(Segments(matrices, list(parts.values()))),
+    }
+    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+
+
+def _observations(look: Look) -> tuple[list[Tensor], dict[int, tuple[range, int]]]:
+    """Of all launches, and which of their rows, counted through, are a tensor's, by its number.
+
+    Of a tensor that was stepped twice, the last; with each go its elements.
+    """
+    matrices = [seen.observed.cpu() for seen in look.seen]
+    stepped: dict[int, tuple[range, int]] = {}
+    above = 0
+    for seen, matrix in zip(look.seen, matrices, strict=True):
+        steps = matrix[:, 0].tolist()  # 0 where it was skipped
         columns = zip(seen.ordinals, *(column.tolist() for column in seen.slots), strict=True)
-        for ordinal, first, count, numel in columns:
-            segments = matrix[first : first + count]
-            if count and segments[0, 0] != 0:  # the step; 0 where it was skipped
-                observed[ordinal] = segments, numel
-    places = [(g, i) for g, group in enumerate(look.groups) for i in range(group.params)]
-    parts: dict[tuple[int, int | None], list[tuple[Tensor, int]]] = {}
-    for ordinal, found in sorted(observed.items()):
-        group, index = places[ordinal]
-        parts.setdefault((group, index if by == "tensor" else None), []).append(found)
-    return [
-        {
-            "group": group,
-            "index": index,
-            "name": _name(look.groups[group], group, index),
-            "numel": sum(numel for _, numel in found),
-            "lr": on_host(look.groups[group].lr),
-            **_summary(torch.cat([segments for segments, _ in found])),
-        }
-        for (group, index), found in parts.items()
+        for ordinal, first, segments, numel in columns:
+            if segments and steps[first]:
+                stepped[ordinal] = range(above + first, above + first + segments), numel
+        above += len(steps)
+    return matrices, stepped
+
+
+def _places(groups: Sequence[GroupThen]) -> list[tuple[int, int, str]]:
+    """Of each parameter its group, its place there and its name; both stand behind a name twice."""
+    places = [
+        (g, i, group.names[i] if group.names else f"{g}.{i}")
+        for g, group in enumerate(groups)
+        for i in range(group.params)
     ]
+    counts = Counter([name for *_, name in places])
+    if len(counts) == len(places):
+        return places
+    return [(g, i, n if counts[n] == 1 else f"{n} ({g}.{i})") for g, i, n in places]
 
 
-def _name(group: GroupThen, number: int, index: int | None) -> str:
-    if index is None:
-        return f"group {number}"
-    return group.names[index] if group.names else f"{number}.{index}"
+class Segments:
+    """The segments of several parts, one part's after another's, and what each part's come to.
+
+    A handful of operations for all parts: of many small tensors each would take its time.
+    """
+
+    def __init__(self, matrices: list[Tensor], parts: Sequence[Part]) -> None:
+        rows = [row for part in parts for segments, _ in part for row in segments]
+        sizes = [sum([len(segments) for segments, _ in part]) for part in parts]
+        self._sizes = torch.tensor(sizes, device="cpu")
+        ends = accumulate(sizes)
+        self._slices = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+        observed = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
+        observed = observed.index_select(0, torch.tensor(rows, device="cpu"))
+        floats = observed[:, : len(FLOATS)].t().contiguous().view(torch.float64)
+        self._columns = dict(zip(FLOATS, floats, strict=True))
+        counts = observed[:, len(FLOATS) :]
+        zeros = counts.new_zeros(len(parts), counts.shape[1])
+        self.counts = zeros.index_add_(0, torch.repeat_interleave(self._sizes), counts)
+
+    def extreme(self, which: str, name: str) -> Tensor:
+        """The ``min`` or the ``max`` of a column."""
+        return torch.segment_reduce(self._columns[name], which, lengths=self._sizes)
+
+    def totals(self, name: str) -> list[float]:
+        """Of a column: exact before it is rounded, so that it has no order."""
+        numbers: list[float] = self._columns[name].tolist()
+        if len(numbers) == len(self._slices):  # one segment each
+            return numbers
+        return [_sum(numbers[part]) for part in self._slices]
 
 
-def _summary(segments: Tensor) -> dict[str, Any]:
-    """What segments tell together. Sums are exact before they are rounded, so have no order."""
-    floats = segments[:, : len(FLOATS)].contiguous().view(torch.float64)
-    column = dict(zip(FLOATS, floats.unbind(1), strict=True))
-    whole = segments[:, len(FLOATS) :].sum(0)
-    counts = dict(zip(COUNTS, whole.tolist(), strict=False))
-    histograms = whole[len(COUNTS) :].view(len(HISTOGRAMS), HISTOGRAM_BINS)
-    finite = int(histograms[0].sum())
+def _sum(numbers: Sequence[float]) -> float:
+    try:
+        return math.fsum(numbers)
+    except OverflowError:  # float64 gradients beyond 1e150
+        return math.inf
 
-    def total(name: str) -> float:
-        try:
-            return math.fsum(column[name].tolist())
-        except OverflowError:  # float64 gradients beyond 1e150
-            return math.inf
 
-    def if_any(value: float) -> float:
-        return value if finite else math.nan
-
-    row: dict[str, Any] = {"step": int(column["step"].max())}
-    row["bounded"] = counts["bounded"] / finite if finite else math.nan
-    for k, name in enumerate(("rate", "bounded_rate")):
-        row[f"{name}_min"] = if_any(float(column[f"{name}_min"].min()))
-        row[f"{name}_max"] = if_any(float(column[f"{name}_max"].max()))
-        row[f"{name}_mean"] = total(f"{name}_sum") / finite if finite else math.nan
-        row[f"{name}_hist"] = histograms[k].tolist()
-    row["grad_norm"] = math.sqrt(total("grad_square_sum"))
-    row["update_norm"] = math.sqrt(total("update_square_sum"))
-    return {**row, "dead": counts["dead"], "nonfinite": counts["nonfinite"]}
+def _summaries(segments: Segments) -> dict[str, list[Any]]:
+    """Columns of what the segments of each part tell together."""
+    widths = (1,) * len(COUNTS) + (HISTOGRAM_BINS,) * len(HISTOGRAMS)
+    bounded, dead, nonfinite, *histograms = segments.counts.split_with_sizes(widths, 1)
+    finite = histograms[0].sum(1).double()  # as float64 has them, all counts are exact
+    table: dict[str, list[Any]] = {
+        "step": segments.extreme("max", "step").long().tolist(),
+        "bounded": (bounded[:, 0].double() / finite).tolist(),
+    }
+    for name, histogram in zip(("rate", "bounded_rate"), histograms, strict=True):
+        for which in ("min", "max"):
+            extreme = segments.extreme(which, f"{name}_{which}")
+            table[f"{name}_{which}"] = extreme.where(finite > 0, math.nan).tolist()
+        totals = torch.tensor(segments.totals(f"{name}_sum"), dtype=torch.float64, device="cpu")
+        table[f"{name}_mean"] = (totals / finite).tolist()
+        table[f"{name}_hist"] = histogram.tolist()
+    for name in ("grad", "update"):  # torch's square root is not always the nearest number
+        table[f"{name}_norm"] = [math.sqrt(x) for x in segments.totals(f"{name}_square_sum")]
+    return {**table, "dead": dead[:, 0].tolist(), "nonfinite": nonfinite[:, 0].tolist()}

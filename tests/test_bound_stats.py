@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import random_params, set_random_grads
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adamod_fused import AdaMod
 from adamod_fused.bound_stats import HISTOGRAM_EDGES
@@ -262,6 +263,51 @@ def test_rows_are_flat_and_of_plain_types() -> None:
                 assert [type(count) for count in value] == [int] * 64
             else:
                 assert type(value) in (int, float, str, type(None)), name
+
+
+def test_tensors_of_one_name_are_told_apart() -> None:
+    """By group and place, also where only one of them was stepped."""
+    params = random_params((3,), (4,), (5,))
+    groups = [{"params": [("weight", params[0])]}]
+    groups += [{"params": [("bias", params[1]), ("weight", params[2])]}]
+    optimizer = AdaMod(groups, track_bound=1)
+    seen = []
+    for first_too in (True, False):
+        set_random_grads(params, 0)
+        params[0].grad = params[0].grad if first_too else None
+        optimizer.step()
+        seen.append({row["name"]: row["numel"] for row in optimizer.bound_stats()})
+    assert seen == [
+        {"weight (0.0)": 3, "bias": 4, "weight (1.1)": 5},
+        {"bias": 4, "weight (1.1)": 5},
+    ]
+    assert [row["name"] for row in optimizer.bound_stats("group")] == ["group 1"]
+
+
+class Counting(TorchDispatchMode):
+    """Counts torch's operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("by", ["tensor", "group"])
+def test_rows_of_many_tensors_take_no_more_operations_than_those_of_few(by: str) -> None:
+    counts = []
+    for tensors in (3, 50):
+        params = random_params(*[(5,)] * tensors)
+        set_random_grads(params, 0)
+        optimizer = AdaMod(params, backend="cpu", track_bound=1)
+        optimizer.step()
+        with Counting() as counting:
+            optimizer.bound_stats(by)
+        counts.append(counting.count)
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("by", ["layer", None, 0])
