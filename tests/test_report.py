@@ -12,11 +12,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from bound_rows import FakeAdaMod, row
 
-from adamod_fused import __main__, extras
+from adamod_fused import AdaMod, __main__, extras
 from adamod_fused.report import series, summary
 from adamod_fused.tracking import RunLog
+from adamod_fused.tracking.rows import HISTOGRAMS, NUMBERS
 from adamod_fused.tracking.run_log import FILE
 
 MARKUP = "</script><b>bold & loud</b>"
@@ -146,13 +148,14 @@ def test_the_figures_hold_the_numbers(tmp_path):
     figures = {panel.key: panel.figure for panel in panels(run)}
     last, rows = run.tracked[-1], optimizer.bound_stats()
     bins = []
-    for key, shares in (("rates", last.rate_shares), ("bounded-rates", last.bounded_rate_shares)):
+    for key, name in (("rates", "rate"), ("bounded-rates", "bounded_rate")):
+        shares = getattr(last, f"{name}_shares")
         heat, line = figures[key].data
         assert heat.x == line.x == (1, 3, 5)
         drawn = {y: 10 ** z[-1] for y, z in zip(heat.y, heat.z, strict=True) if z[-1] is not None}
         expected = {k - 39.5: share for k, share in enumerate(shares) if share}
         assert drawn == pytest.approx(expected, rel=1e-2)
-        assert 2 ** line.y[-1] == pytest.approx(series.median(shares), rel=1e-2)
+        assert 2 ** line.y[-1] == pytest.approx(getattr(last, f"{name}_median"), rel=1e-2)
         bins.append((heat.y, heat.zmin, heat.zmax, figures[key].layout.yaxis.range))
     assert bins[0] == bins[1]
 
@@ -214,8 +217,9 @@ def test_numbers_that_are_missing_do_not_spread(tmp_path):
 def test_median_lies_where_half_of_the_elements_are():
     shares = [0.0] * 64
     shares[40], shares[41] = 0.25, 0.75  # from 2^0 and from 2^1
-    assert series.median(shares) == pytest.approx(2 ** (1 + 1 / 3))
-    assert math.isnan(series.median([0.0] * 64))
+    assert series.median(shares, 3.9) == pytest.approx(2 ** (1 + 1 / 3))
+    assert series.median(shares, 2.1) == 2.1
+    assert math.isnan(series.median([0.0] * 64, math.nan))
 
 
 def test_long_runs_are_thinned_and_keep_their_ends():
@@ -229,8 +233,76 @@ def test_long_runs_are_thinned_and_keep_their_ends():
     assert series.averaged([(1, 1.0), (2, math.nan)], 1) == ([2], [None], 2)
 
 
-def test_names_that_repeat_are_told_apart():
-    assert series.unique(["a", "b", "a"]) == ["a (0)", "b", "a (2)"]
+def test_tensors_of_one_name_keep_their_series(tmp_path):
+    """Whichever of them, and of those before them, had a gradient in a step."""
+    params = [torch.nn.Parameter(torch.ones(size)) for size in (2, 3, 5)]
+    groups = [{"params": [(name, p)]} for name, p in zip(("x", "w", "w"), params, strict=True)]
+    optimizer, log = AdaMod(groups, track_bound=1), RunLog(tmp_path)
+    for without in (None, 0, 1):
+        for number, param in enumerate(params):
+            param.grad = None if number == without else torch.ones_like(param)
+        optimizer.step()
+        log.log(optimizer)
+    series_of = {"x": 2, "w (1.0)": 3, "w (2.0)": 5}
+    for tracked, without in zip(series.load(tmp_path).tracked, (None, "x", "w (1.0)"), strict=True):
+        wanted = {name: numel for name, numel in series_of.items() if name != without}
+        assert dict(zip(tracked.names, tracked.numel, strict=True)) == wanted
+
+
+def row_of_nan(name: str, numel: int) -> dict:
+    """As bound_stats has it of a tensor whose elements are all NaN."""
+    rates = ("bounded", *(n for n in NUMBERS if "rate" in n))
+    empty = dict.fromkeys(HISTOGRAMS, [0] * 64) | dict.fromkeys(rates, math.nan)
+    return row(name, numel, 1) | empty | {"nonfinite": numel}
+
+
+def test_a_tensor_of_nan_does_not_hide_the_others(tmp_path):
+    good, half = row("good", 100, 1), row("half", 60, 1) | {"nonfinite": 30}
+    optimizer, log = FakeAdaMod(), RunLog(tmp_path)
+    for step, rows in enumerate(
+        ([row_of_nan("bad", 300)], [good, row_of_nan("bad", 300), half | {"bounded": 0.5}]), 1
+    ):
+        optimizer.step()
+        optimizer.bound_stats = lambda by, after, rows=rows: rows
+        log.log(optimizer, step=step)
+    run = series.load(tmp_path)
+    assert math.isnan(run.tracked[0].bounded)
+    assert run.tracked[1].bounded == pytest.approx((100 * good["bounded"] + 30 * 0.5) / 130)
+    held, medians, rates, *_ = summary.sentences(run)
+    assert "no number of the elements in step 1" in held
+    assert "no number of Adam's in step 1" in medians
+    assert "would have been no number with Adam" in rates
+    run.tracked[1].bounded = 0.001
+    assert any("hardly ever acted" in sentence for sentence in summary.sentences(run))
+
+
+def test_without_a_learning_rate_the_medians_are_zero(tmp_path):
+    """As in the first step of a schedule that rises from 0."""
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer, log = AdaMod([param], lr=0.0, track_bound=1), RunLog(tmp_path)
+    for lr in (0.0, 0.1):
+        optimizer.param_groups[0]["lr"] = lr
+        param.grad = torch.ones(3)
+        optimizer.step()
+        log.log(optimizer)
+    run = series.load(tmp_path)
+    table = {name: values for name, *values in summary.table(run)}
+    assert table["Adam's rate η, median"] == ["0", "0.088"]  # the middle of its bin
+    assert table["rate used min(η, s), median"][0] == "0"
+    words = "The median learning rate used was 0, as Adam's is, in step 1, "
+    assert summary.sentences(run)[1].startswith(words)
+
+
+@needs_plotly
+@pytest.mark.parametrize("place", ["missing/page.html", "."])
+def test_a_page_that_cannot_be_written_says_what_to_do(tmp_path, monkeypatch, capsys, place):
+    write_run(tmp_path)
+    out = tmp_path / place
+    monkeypatch.setattr(sys, "argv", ["adamod_fused", "report", str(tmp_path), "-o", str(out)])
+    with pytest.raises(SystemExit, match="2"):
+        __main__.main()
+    wanted = rf"cannot write {re.escape(str(out))} \(.*\); name a place for the page with -o FILE"
+    assert re.search(wanted, capsys.readouterr().err)
 
 
 def test_the_words_are_those_of_the_numbers(tmp_path):

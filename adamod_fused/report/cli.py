@@ -40,8 +40,14 @@ def main(arguments: argparse.Namespace) -> int:
         run = series.load(arguments.run_dir)
         from .page import page
 
-        out.write_text(page(run, arguments.run_dir.resolve().name), encoding="utf-8")
+        text = page(run, arguments.run_dir.resolve().name)
     except (OSError, RuntimeError, ValueError) as error:
         arguments.parser.error(str(error))
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        arguments.parser.error(
+            f"cannot write {out} ({error.strerror}); name a place for the page with -o FILE"
+        )
     open_console().line(f"report: {out.resolve()}")
     return 0

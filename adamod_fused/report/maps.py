@@ -8,7 +8,7 @@ from typing import Any
 from plotly import graph_objects as go
 
 from ..tracking.rows import LOG2_EDGES
-from .series import Tracked, median
+from .series import Tracked
 from .summary import rate as as_rate
 from .text import plotly_text, rounded, shortened
 
@@ -29,10 +29,10 @@ def occupied(tracked: list[Tracked]) -> tuple[int, int]:
     return min(bins, default=0), max(bins, default=len(LOG2_EDGES) - 2)
 
 
-def rates(tracked: list[Tracked], bins: tuple[int, int], column: str) -> Any:
-    """Shares of all elements by step and rate, and the median."""
+def rates(tracked: list[Tracked], bins: tuple[int, int], name: str) -> Any:
+    """Shares of all elements by step and rate, ``rate`` or ``bounded_rate``, and the median."""
     first, last = bins
-    distributions = [getattr(t, column) for t in tracked]
+    distributions = [getattr(t, f"{name}_shares") for t in tracked]
     steps = [t.step for t in tracked]
     rows = range(first, last + 1)
     figure = go.Figure()
@@ -53,7 +53,7 @@ def rates(tracked: list[Tracked], bins: tuple[int, int], column: str) -> Any:
             "ticktext": [f"{10.0 ** (power + 2):g}" for power in range(LEAST_EXPONENT, 1)],
         },
     )
-    medians = [median(shares) for shares in distributions]
+    medians = [getattr(t, f"{name}_median") for t in tracked]
     figure.add_scatter(
         x=steps,
         y=[rounded(math.log2(rate)) if rate > 0 else None for rate in medians],

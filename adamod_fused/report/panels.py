@@ -43,13 +43,13 @@ def panels(run: Run) -> list[Panel]:
             "rates",
             "Learning rates Adam would have used, η",
             "A column is a step; its colours say which share of the elements has which rate.",
-            maps.rates(tracked, octaves, "rate_shares"),
+            maps.rates(tracked, octaves, "rate"),
         ),
         Panel(
             "bounded-rates",
             "Learning rates AdaMod used, min(η, s)",
             "On the same scales. What is missing here at the top, the bound took away.",
-            maps.rates(tracked, octaves, "bounded_rate_shares"),
+            maps.rates(tracked, octaves, "bounded_rate"),
         ),
         Panel(
             "tensors",

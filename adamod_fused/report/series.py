@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+import sys
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,11 +23,11 @@ class Tracked:
 
     step: int
     names: list[str]
-    numel: list[int]
-    by_tensor: dict[str, list[float]]
+    numel: array[int]
+    by_tensor: dict[str, array[float]]
     """``PER_TENSOR`` of each tensor; dead as a share of the tensor's elements."""
     bounded: float
-    """Share of all elements, from 0 to 1."""
+    """Share of the elements that are finite, from 0 to 1; NaN where none is."""
     rate_max: float
     bounded_rate_max: float
     dead: int
@@ -42,6 +43,16 @@ class Tracked:
     def places(self) -> dict[str, int]:
         """Where in the lists a tensor is, by its name."""
         return {name: place for place, name in enumerate(self.names)}
+
+    @property
+    def rate_median(self) -> float:
+        """Of eta."""
+        return median(self.rate_shares, self.rate_max)
+
+    @property
+    def bounded_rate_median(self) -> float:
+        """Of min(eta, s)."""
+        return median(self.bounded_rate_shares, self.bounded_rate_max)
 
     @property
     def total(self) -> int:
@@ -90,16 +101,14 @@ def _compact(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tracked(step: int, rows: list[Row]) -> Tracked:
-    numel = [row["numel"] for row in rows]
-    bounded = (row["bounded"] * row["numel"] for row in rows if row["numel"])
-    by_tensor = {name: [row[name] for row in rows] for name in PER_TENSOR}
-    by_tensor["dead"] = [row["dead"] / max(1, row["numel"]) for row in rows]
+    by_tensor = {name: array("d", [row[name] for row in rows]) for name in PER_TENSOR}
+    by_tensor["dead"] = array("d", [row["dead"] / max(1, row["numel"]) for row in rows])
     return Tracked(
         step=step,
-        names=unique([row["name"] for row in rows]),
-        numel=numel,
+        names=[sys.intern(row["name"]) for row in rows],  # kept for every step: one string each
+        numel=array("q", [row["numel"] for row in rows]),
         by_tensor=by_tensor,
-        bounded=sum(bounded) / max(1, sum(numel)),
+        bounded=_bounded(rows),
         rate_max=_largest(row["rate_max"] for row in rows),
         bounded_rate_max=_largest(row["bounded_rate_max"] for row in rows),
         dead=sum(row["dead"] for row in rows),
@@ -111,10 +120,11 @@ def _tracked(step: int, rows: list[Row]) -> Tracked:
     )
 
 
-def unique(names: list[str]) -> list[str]:
-    """Names that are there twice get their place behind them: a heat map wants one row each."""
-    counts = Counter(names)
-    return [n if counts[n] == 1 else f"{n} ({place})" for place, n in enumerate(names)]
+def _bounded(rows: list[Row]) -> float:
+    """A tensor without a finite element has no share, and no weight."""
+    weighted = [(row["bounded"], row["numel"] - row["nonfinite"]) for row in rows]
+    total = sum(weight for _, weight in weighted)
+    return sum(x * weight for x, weight in weighted if weight) / total if total else math.nan
 
 
 def _largest(numbers: Iterable[float]) -> float:
@@ -127,12 +137,15 @@ def _shares(rows: list[Row], name: str) -> list[float]:
     return [count / max(1, total) for count in counts]
 
 
-def median(shares: list[float]) -> float:
-    """The rate that half of the elements do not exceed: within its bin, by interpolation."""
+def median(shares: list[float], largest: float) -> float:
+    """The rate that half of the elements do not exceed: within its bin, by interpolation.
+
+    No more than the ``largest``: the first bin holds all that is below it, rates of 0 too.
+    """
     below = 0.0
     for exponent, share in zip(LOG2_EDGES, shares, strict=False):
         if share and below + share >= 0.5:
-            return 2.0 ** (exponent + (0.5 - below) / share)
+            return min(largest, 2.0 ** (exponent + (0.5 - below) / share))
         below += share
     return math.nan
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable
 
-from .series import Run, Tracked, median
+from .series import Run, Tracked
 
 NBSP = "\N{NO-BREAK SPACE}"
 HARDLY = 0.01  # share of elements below which the bound does next to nothing
@@ -15,11 +15,11 @@ HARDLY = 0.01  # share of elements below which the bound does next to nothing
 def sentences(run: Run) -> list[str]:
     """What a reader should know before looking at a figure."""
     first, last = run.tracked[0], run.tracked[-1]
-    most = max(run.tracked, key=lambda t: t.bounded)
+    most = max((t.bounded for t in run.tracked if not math.isnan(t.bounded)), default=math.nan)
     found = [_held_back(first, last), _medians(first, last), _rates(run)]
-    if most.bounded < HARDLY:
+    if most < HARDLY:
         found.append(
-            f"The bound hardly ever acted, on {percent(most.bounded)} of the elements at most: "
+            f"The bound hardly ever acted, on {percent(most)} of the elements at most: "
             "these steps are Adam's. With beta3 = 0 they always are."
         )
     if last.dead:
@@ -44,9 +44,14 @@ def _held_back(first: Tracked, last: Tracked) -> str:
 
 
 def _medians(first: Tracked, last: Tracked) -> str:
-    start, end = (median(t.bounded_rate_shares) / median(t.rate_shares) for t in (first, last))
-    words = f"The median learning rate used was {percent(start)} of Adam's in step {first.step:,}"
-    return f"{words}." if last is first else f"{words}, {percent(end)} in step {last.step:,}."
+    words = f"The median learning rate used was {_of_adams(first)} in step {first.step:,}"
+    return f"{words}." if last is first else f"{words}, {_of_adams(last)} in step {last.step:,}."
+
+
+def _of_adams(tracked: Tracked) -> str:
+    if tracked.rate_median == 0:  # lr is 0, as in the first step of many schedules
+        return "0, as Adam's is,"
+    return f"{percent(tracked.bounded_rate_median / tracked.rate_median)} of Adam's"
 
 
 def _rates(run: Run) -> str:
@@ -70,11 +75,8 @@ def table(run: Run) -> list[tuple[str, str, str]]:
     first, last = run.tracked[0], run.tracked[-1]
     rows = [
         ("elements held back by the bound", *_each(run, lambda t: percent(t.bounded))),
-        ("Adam's rate η, median", *_each(run, lambda t: rate(median(t.rate_shares)))),
-        (
-            "rate used min(η, s), median",
-            *_each(run, lambda t: rate(median(t.bounded_rate_shares))),
-        ),
+        ("Adam's rate η, median", *_each(run, lambda t: rate(t.rate_median))),
+        ("rate used min(η, s), median", *_each(run, lambda t: rate(t.bounded_rate_median))),
         ("Adam's rate η, largest", *_each(run, lambda t: rate(t.rate_max))),
         ("rate used min(η, s), largest", *_each(run, lambda t: rate(t.bounded_rate_max))),
         ("dead elements (no gradient yet)", f"{first.dead:,}", f"{last.dead:,}"),
