@@ -196,7 +196,8 @@ class AdaMod(FusedOptimizer):
     def bound_looks(self) -> int:
         """How many steps were to be seen so far: rises when ``bound_stats()`` may have news.
 
-        It is known to the host, so that it can be asked in every step.
+        It is known to the host, so that it can be asked in every step. Replays of a CUDA graph,
+        which the host does not see, do not raise it.
         """
         return self._tracker.looks
 

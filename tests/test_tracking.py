@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -196,6 +197,22 @@ def test_tensorboard_reads_what_was_written(tmp_path):
             middles = [edge - 0.5 for edge in rows.LOG2_EDGES[1:]]
             mean = sum(n * m for n, m in zip(counts, middles, strict=True)) / sum(counts)
             assert value.sum / value.num == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("given", [None, 70])
+def test_tensorboard_writes_at_the_step_of_now_or_at_the_one_given(given):
+    """Not at that of parameters which came later and count from 1."""
+    from adamod_fused.tracking.tensorboard import BoundStatsWriter
+
+    early, late = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer, summary_writer = AdaMod([early, late], track_bound=4), Mock()
+    writer = BoundStatsWriter(summary_writer)
+    for param in (early, early, early, early, late):
+        optimizer.zero_grad()
+        param.grad = torch.ones(2)
+        optimizer.step()
+    writer.log(optimizer, given)
+    assert {call.args[2] for call in summary_writer.add_scalar.mock_calls} == {given or 4}
 
 
 @pytest.mark.integration
