@@ -6,6 +6,7 @@ import math
 import weakref
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from helpers import (
@@ -217,17 +218,14 @@ def test_new_gradients_where_old_ones_lay(any_backend: str) -> None:
     """Allocators use addresses again: a step that was left out leaves no coefficient behind."""
     (param,) = random_params((1000, 100))
     optimizer = AdaMod([param], **OPTIONS, backend=any_backend)
-    found = set()
+    memory = np.ones((1000, 100), dtype=np.float32)
     for step in range(10):
-        param.grad = None
-        param.grad = torch.ones_like(param)
-        found.add(param.grad.data_ptr())
+        param.grad = torch.from_numpy(memory)  # another tensor each time
         if step % 2 == 0:
             optimizer.clip_grad_norm_(1.0)
             continue
         with pytest.raises(RuntimeError, match="gradients changed after clip_grad_norm_"):
             optimizer.step()
-    assert len(found) < 10
 
 
 def test_zero_grad_takes_an_unused_clip_along(any_backend: str) -> None:
