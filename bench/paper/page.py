@@ -192,6 +192,9 @@ def _made(record: Record) -> Iterator[str]:
         {_classification(scale)} The learning rate falls to a tenth after three quarters of the
         steps. Accuracy is that of all test images after the last step.
 
+        Debian updates its packages: with other versions than those below there are other pairs,
+        and so other numbers.
+
         Runs that several experiments need are run once. The seed is that of the weights and of the
         batches: runs of one seed see the same batches in the same order.
     """)
