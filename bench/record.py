@@ -189,8 +189,13 @@ def save(record: Record, path: Path) -> None:
 
 def save_json(data: dict[str, Any], path: Path) -> None:
     """Writes ``data``, whole or not at all, with one line for each item of its lists."""
+    write_whole(_text(data), path)
+
+
+def write_whole(text: str, path: Path) -> None:
+    """A full disk or an interruption leaves no half of a file at ``path``."""
     partial = path.with_suffix(".partial")
-    partial.write_text(_text(data))
+    partial.write_text(text)
     partial.replace(path)
 
 

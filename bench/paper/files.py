@@ -6,16 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..record import write_whole
+
 
 class UnreadableFileError(RuntimeError):
     """A file that should hold JSON does not."""
 
 
 def write_json(data: Any, path: Path) -> None:
-    """A full disk or an interruption leaves no half of a file at ``path``."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(data, allow_nan=False))
-    partial.replace(path)
+    """In one line: what only programs read."""
+    write_whole(json.dumps(data, allow_nan=False), path)
 
 
 def read_json(path: Path) -> Any:
