@@ -115,6 +115,13 @@ class Cases:
         ]
         run(rows, range(3, 4), generator)
 
+    @all_formats
+    def test_indices_beyond_32_bits_within_a_chunk(self, dtype, formats, generator):
+        """After a masked block, a whole one may begin where it does not fit into its chunk."""
+        first_index = 2**32 - (4096 + 1500)
+        rows = [self.row(3 * 4096, dtype, formats, 0, generator, first_index=first_index)]
+        run(rows, range(3, 4), generator)
+
     @pytest.mark.parametrize("state_format", ["16bit", "8bit"])
     def test_every_code_under_every_exponent(self, state_format, generator):
         """What no encoder made up, too: the bytes of a corrupted checkpoint."""

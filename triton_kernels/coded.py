@@ -210,7 +210,8 @@ def update_coded_chunk(
         high = first >> 32
         one_high = (first + (BLOCK - 1)) >> 32 == high
         block_exponents_ptr = exponents_ptr + start // SHARED * NUM_STATES
-        is_whole = aligned & (start + BLOCK <= numel) & one_high
+        # After a masked block, the next whole one may not fit into this chunk.
+        is_whole = aligned & (start + BLOCK <= end) & one_high
         if is_whole:
             update_blocks(
                 UPDATE,
@@ -261,8 +262,8 @@ def update_coded_chunk(
                 block_exponents_ptr,
                 masked_lanes,
                 masked_blocks * NUM_STATES,
-                start + masked_lanes < numel,
-                start + masked_blocks * SHARED < numel,
+                start + masked_lanes < end,
+                start + masked_blocks * SHARED < end,
                 (first + masked_lanes).to(tl.uint32),
                 ((first + masked_lanes) >> 32).to(tl.uint32),
                 key,
