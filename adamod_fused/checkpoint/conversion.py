@@ -35,6 +35,7 @@ def convert(
     *,
     optimizer: AdaMod | None = None,
     bound_init: str = "current",
+    lr: float | Sequence[float] | None = None,
     beta3: float | None = None,
     variant: str | None = None,
     weight_decay: float | Sequence[float] | None = None,
@@ -44,14 +45,23 @@ def convert(
 
     Moments, step counts, lr, betas and eps go over as they are, and so does what else the param
     groups hold, such as ``param_names`` or a scheduler's ``initial_lr``. What Adam does not have,
-    the bound, starts at the rate that Adam's last step had,
+    the bound, starts at the rate that Adam's last step had at the lr to go on with,
 
     .. math::
         s_t = \mathrm{lr} / (\sqrt{v_t / (1 - \beta_2^t)} + \epsilon)
 
-    or its released form, so that a run in flight goes on at its speed. An element whose gradient
-    was always zero has the rate lr/eps there, and stays unbounded until that has been averaged
-    out. If lr is 0 in the state dict, so are the bounds: a warm-up.
+    or its released form, so that the run is not held back. An element whose gradient was always
+    zero has the rate lr/eps there, and stays unbounded until that has been averaged out.
+
+    That lr is ``lr``, where it is given. Else it is the highest of the saved lr and, with
+    ``optimizer``, the optimizer's lr and ``initial_lr``: a run that was saved at the end of its
+    schedule says nothing about the lr of the next one. A bound that starts too low holds the run
+    back for about 1/(1 - beta3) steps; one that starts too high is loose at first, as it is after
+    every fall of lr.
+
+    A param group that was saved at lr 0 goes on at the optimizer's lr. Where the lr is not the
+    saved one, a saved ``initial_lr`` becomes the optimizer's or, if it has none, that lr too: a new
+    scheduler starts from it.
 
     pytorch_optimizer counts steps by param group, torch and AdaMod by parameter: one without
     state starts here at step 1, there at its group's step.
@@ -66,10 +76,12 @@ def convert(
             amsgrad is refused), ``"authors"`` (package adamod, also its first release with the
             key ``gamma``), ``"pytorch_optimizer"`` or ``"torch_optimizer"`` (their AdaMod).
         optimizer: the optimizer to go on with, of as many groups and parameters; it gives what
-            the source does not have: beta3 and variant for Adam, maximize for the AdaMods.
-            Default: None.
+            the source does not have: beta3 and variant for Adam, maximize for the AdaMods, and the
+            lr where 0 was saved. Default: None.
         bound_init: ``"current"`` goes on: the bound is the saved one, and for Adam the current
             rate; ``"zero"`` starts the bound's warm-up anew. Default: "current".
+        lr: the lr to go on with: for all groups, or one number for each. Needed where Adam's was
+            saved as 0 and ``optimizer`` has no other. Default: None.
         beta3: decay rate of the bound, for all groups. Default: None.
         variant: ``"paper"`` or ``"released"``, for all groups. The AdaMods are released ones; a
             bound saved by one is kept as it is under the other. Default: None.
@@ -85,7 +97,8 @@ def convert(
         TypeError: an argument or an entry of the state dict of a wrong type.
         ValueError: an argument out of range; a state dict that is not of that source, not whole,
             or holds what AdaMod cannot go on with: amsgrad, adam_debias, a weight decay that is
-            coupled or not multiplied by lr and no ``weight_decay`` given.
+            coupled or not multiplied by lr and no ``weight_decay`` given, an lr of 0 and no other
+            given.
 
     Example:
         >>> import torch
@@ -111,16 +124,20 @@ def convert(
     given = {"beta3": beta3, "variant": variant, "maximize": maximize}
     given = {name: value for name, value in given.items() if value is not None}
     decays = _decays(groups, form, weight_decay)
+    templates = _templates(groups, optimizer)
+    own_groups = [{} for _ in groups] if optimizer is None else optimizer.param_groups
+    lrs = [None] * len(groups) if lr is None else _for_each_group("lr", lr, groups)
     converted = [
         {
             **_other_entries(group, form),
             **template,
             **form.hyperparameters(group),
+            **_learning_rates(group, own, given_lr),
             **given,
             "weight_decay": decay,
         }
-        for group, template, decay in zip(
-            groups, _templates(groups, optimizer), decays, strict=True
+        for group, template, own, given_lr, decay in zip(
+            groups, templates, own_groups, lrs, decays, strict=True
         )
     ]
     for index, group in enumerate(converted):
@@ -130,7 +147,16 @@ def convert(
             raise type(error)(f"param group {index}: {error}") from None
     state = {}
     for entry in read_states(state_dict, groups, form):
-        bound = _bound(entry, converted[entry.group], bound_init)
+        group = converted[entry.group]
+        bound = entry.tensors.get("exp_avg_lr")
+        if bound_init == "zero" or entry.step == 0:  # before the first step there is no rate
+            bound = torch.zeros_like(entry.tensors["exp_avg_sq"])
+        elif bound is None:
+            highest = group["lr"]
+            if lrs[entry.group] is None:
+                highest = max([highest, *_scheduled(own_groups[entry.group]).values()])
+                _check_not_zero(highest, entry.group)
+            bound = _rate(entry, group, highest)
         state[entry.key] = {
             "step": torch.tensor(entry.step, dtype=torch.float32, device="cpu"),
             **entry.tensors,
@@ -168,40 +194,69 @@ def _templates(groups: list[Group], optimizer: AdaMod | None) -> list[Group]:
     return [{name: group[name] for name in optimizer.defaults} for group in optimizer.param_groups]
 
 
+def _for_each_group(name: str, given: Any, groups: list[Group]) -> Sequence[Any]:
+    """An argument that is one number for all groups or a list of one for each, as a list."""
+    numbers: Any = plain_numbers(given)
+    if not isinstance(numbers, (tuple, list)):
+        return [numbers] * len(groups)
+    if len(numbers) != len(groups):
+        raise ValueError(
+            f"{name} has {len(numbers)} numbers, the state dict {len(groups)} param groups; "
+            "give one for each, or one number for all"
+        )
+    return numbers
+
+
 def _decays(
     groups: list[Group], form: Format, given: float | Sequence[float] | None
 ) -> Sequence[float]:
+    if given is not None:
+        return _for_each_group("weight_decay", given, groups)
     saved = [plain_numbers(group["weight_decay"]) for group in groups]
+    for index, group in enumerate(groups):
+        reason = form.other_decay(group) if saved[index] != 0 else None
+        if reason:
+            raise ValueError(
+                f"weight_decay={saved[index]!r} of param group {index} {reason}; AdaMod's is "
+                "decoupled and times lr: say which to go on with, weight_decay=0.0 for all "
+                f"groups or one for each, such as the saved numbers: weight_decay={saved}"
+            )
+    return saved
+
+
+def _scheduled(group: Group) -> Group:
+    """What a group has of lr and initial_lr, a scheduler's, as numbers."""
+    return {name: plain_numbers(group[name]) for name in ("lr", "initial_lr") if name in group}
+
+
+def _learning_rates(group: Group, own: Group, given: Any) -> Group:
+    """lr and initial_lr to go on with, of those saved, the optimizer's own and a given lr."""
+    saved, known = _scheduled(group), _scheduled(own)
     if given is None:
-        for index, group in enumerate(groups):
-            reason = form.other_decay(group) if saved[index] != 0 else None
-            if reason:
-                raise ValueError(
-                    f"weight_decay={saved[index]!r} of param group {index} {reason}; AdaMod's is "
-                    "decoupled and times lr: say which to go on with, weight_decay=0.0 for all "
-                    f"groups or one for each, such as the saved numbers: weight_decay={saved}"
-                )
-        return saved
-    decays: Any = plain_numbers(given)
-    if not isinstance(decays, (tuple, list)):
-        return [decays] * len(groups)
-    if len(decays) != len(groups):
+        if saved["lr"] != 0 or not known:
+            return saved
+        given = known["lr"]
+    if "initial_lr" not in saved | known:
+        return {"lr": given}
+    return {"lr": given, "initial_lr": known.get("initial_lr", given)}
+
+
+def _check_not_zero(lr: float, index: int) -> None:
+    if lr == 0:
         raise ValueError(
-            f"weight_decay has {len(decays)} numbers, the state dict {len(groups)} param groups; "
-            "give one for each, or one number for all"
+            f"param group {index} was saved at lr 0, as at the end of a schedule, and its bound "
+            "would start at 0 and hold the run back; give lr, the one to go on with (a number, or "
+            "a list with one for each group), or optimizer, an AdaMod that has it; "
+            "bound_init='zero' starts a warm-up instead"
         )
-    return decays
 
 
-def _bound(entry: ParamState, group: Group, bound_init: str) -> Tensor:
-    exp_avg_sq = entry.tensors["exp_avg_sq"]
-    if bound_init == "zero" or entry.step == 0:  # before the first step there is no rate
-        return torch.zeros_like(exp_avg_sq)
-    if "exp_avg_lr" in entry.tensors:
-        return entry.tensors["exp_avg_lr"]
+def _rate(entry: ParamState, group: Group, lr: float) -> Tensor:
+    """The rate of each element at the last step, had it been done with ``lr``."""
     rule = AdaMod.rule
-    scalars = rule.prepare(entry.step, **{name: group[name] for name in _PREPARED})
-    return rule.adaptive_rate(scalars, exp_avg_sq)
+    hyperparameters = {name: group[name] for name in _PREPARED} | {"lr": lr}
+    scalars = rule.prepare(entry.step, **hyperparameters)
+    return rule.adaptive_rate(scalars, entry.tensors["exp_avg_sq"])
 
 
 def export(
