@@ -43,6 +43,12 @@ class Clip(NamedTuple):
     fingerprint: Any
     """Of the gradients that were clipped: ``Plan.fingerprint``."""
 
+    def __deepcopy__(self, _: dict[int, Any]) -> Clip:
+        return self  # of the same gradients, so that a step with copies of them raises
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # a pickle holds no gradients
+
 
 class HandedOver(NamedTuple):
     """That a scaler takes an optimizer's gradients, scaled as they are, for unscaled."""
@@ -78,7 +84,7 @@ def control(
     device = (factors or skips)[0].device
     factor = functools.reduce(operator.mul, (f.to(device) for f in factors)) if factors else None
     skip = functools.reduce(operator.add, (s.to(device) for s in skips)) if skips else None
-    one = torch.ones((), device=device) if factor is None else factor
+    one = torch.ones((), dtype=torch.float32, device=device) if factor is None else factor
     return Control(torch.stack((one, torch.zeros_like(one) if skip is None else skip)), bool(skips))
 
 

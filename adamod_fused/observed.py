@@ -65,7 +65,8 @@ def slots_of(rows: memoryview, chunk_size: int) -> Slots:
         return Slots(*(torch.empty(0, dtype=torch.int64, device="cpu") for _ in Slots._fields))
     matrix = torch.frombuffer(rows, dtype=torch.int64).view(-1, _ROW_SIZE)
     numel = matrix[:, _NUMEL].clone()
-    first = matrix[:, _FIRST_CHUNK] * chunk_size // SEGMENT_SIZE + torch.arange(len(matrix))
+    turns = torch.arange(len(matrix), device="cpu")
+    first = matrix[:, _FIRST_CHUNK] * chunk_size // SEGMENT_SIZE + turns
     return Slots(first, -(-numel // SEGMENT_SIZE), numel)
 
 

@@ -54,16 +54,19 @@ class FusedOptimizer(Optimizer):
         super().__init__(params, defaults)
         self._release: GradientRelease | None = None
         self._tracker = BoundTracker()
+        self._clip: Clip | None = None  # for the next step
+        self._handed_over: HandedOver | None = None  # what a GradScaler was told of a clip
         self._forget_plan()
 
     def _forget_plan(self) -> None:
         self._plan: Plan | None = None
         self._is_stepping = False
-        self._clip: Clip | None = None  # for the next step
-        self._handed_over: HandedOver | None = None  # what a GradScaler was told of a clip
         self._checked: list[dict[str, Any]] = []  # hyperparameters that passed, a dict a group
         self._counts_on_device = False  # needed by something that only a device knows
         self._hyperparameter_names = [n for n in self.defaults if n not in KEYWORDS]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_clip": self._clip}  # a copy may share the gradients
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -72,8 +75,14 @@ class FusedOptimizer(Optimizer):
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
-        self.__dict__.setdefault("_release", None)  # hooks outlive a load, and not a copy,
-        self.__dict__.setdefault("_tracker", BoundTracker())  # as does what is seen
+        # These outlive load_state_dict(), which calls this, and not a copy.
+        self.__dict__.setdefault("_release", None)
+        self.__dict__.setdefault("_tracker", BoundTracker())
+        self.__dict__.setdefault("_handed_over", None)
+        self.__dict__.setdefault("_clip", None)
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        if "_clip" in state and all(param.grad is None for param in params):
+            self._clip = None  # copies of nn.Parameter have no gradients
         self._forget_plan()
 
     def _check_group(self, group: dict[str, Any]) -> None:
@@ -165,7 +174,7 @@ class FusedOptimizer(Optimizer):
         if found_inf is not None or (self._clip is not None and self._clip.scaled):
             self._counts_on_device = True
         plan = self._refreshed_plan()
-        clip, self._clip = self._clip, None
+        clip = self._clip
         if clip is not None and not plan.has_fingerprint(clip.fingerprint):
             raise RuntimeError(
                 "gradients changed after clip_grad_norm_(); call it right before step(), after "
@@ -173,6 +182,7 @@ class FusedOptimizer(Optimizer):
             )
         look = self._tracker.look(self.param_groups, hyperparameters)
         plan.run(hyperparameters, control(grad_scale, found_inf, clip), look)
+        self._clip = None  # not before: a step that fails is done again with its clip
 
     def _amp(self) -> tuple[Tensor | None, Tensor | None]:
         """What a GradScaler sets for the time of a step: the loss scale, and whether to skip."""

@@ -387,10 +387,13 @@ class Plan:
     def has_fingerprint(self, fingerprint: Any) -> bool:
         """Whether the gradients are those of a ``fingerprint``, unchanged."""
         by_table, by_reference = fingerprint
+        is_same = not by_table if self._table is None else self._table.has_fingerprint(by_table)
         grads = [step.grad for step in self._due_by_reference]
-        if self._table is not None and not self._table.has_fingerprint(by_table):
-            return False
-        return len(grads) == len(by_reference) and all(
-            known() is grad and version == grad._version
-            for grad, (known, version) in zip(grads, by_reference, strict=True)
+        return (
+            is_same
+            and len(grads) == len(by_reference)
+            and all(
+                known() is grad and version == grad._version
+                for grad, (known, version) in zip(grads, by_reference, strict=True)
+            )
         )

@@ -6,6 +6,7 @@ the CUDA engine, emulated.
 
 from __future__ import annotations
 
+import copy
 import math
 import weakref
 
@@ -205,7 +206,7 @@ def test_clip_change_error_clip_again(any_backend: str) -> None:
                 scaler.step(optimizer)
             assert not hasattr(optimizer, "found_inf")
             before = Snapshot(optimizer)
-            with pytest.raises(RuntimeError, match="still carry the loss scale, and the clip"):
+            with pytest.raises(RuntimeError, match="gradients changed after clip_grad_norm_"):
                 scaler.step(optimizer)
             with pytest.raises(RuntimeError, match="called again without; give it again"):
                 optimizer.clip_grad_norm_(0.3)
@@ -217,6 +218,74 @@ def test_clip_change_error_clip_again(any_backend: str) -> None:
         twin.clip_grad_norm_(0.3)
         twin.step()
     assert_same_training(optimizer, twin)
+
+
+def test_a_scaled_clip_that_zero_grad_takes_along() -> None:
+    """The scaler still takes gradients for unscaled, and those that come next are not."""
+    optimizer, scaler = make_optimizer(), make_scaler()
+    set_scaled_grads(optimizer, 0, SCALE)
+    optimizer.clip_grad_norm_(0.3, grad_scaler=scaler)
+    optimizer.zero_grad()
+    set_scaled_grads(optimizer, 1, SCALE)
+    before = Snapshot(optimizer)
+    with pytest.raises(RuntimeError, match="still carry the loss scale, and the clip"):
+        scaler.step(optimizer)
+    before.assert_unchanged()
+
+
+@pytest.mark.parametrize("folded", [True, False])
+def test_a_state_dict_loaded_before_the_scalers_step(folded: bool, any_backend: str) -> None:
+    optimizer, twin = make_optimizer(backend=any_backend), make_optimizer()
+    scaler = make_scaler()
+    for step in range(2):
+        set_scaled_grads(optimizer, step, SCALE)
+        if folded:
+            optimizer.clip_grad_norm_(0.3, grad_scaler=scaler)
+        else:
+            scaler.unscale_(optimizer)
+            optimizer.clip_grad_norm_(0.3)
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        scaler.step(optimizer)
+        scaler.update()
+        set_scaled_grads(twin, step, 1.0)
+        twin.clip_grad_norm_(0.3)
+        twin.step()
+    assert_same_training(optimizer, twin)
+
+
+@pytest.mark.parametrize("how", ["plain", "unscaled", "folded"])
+def test_another_default_dtype(how: str, any_backend: str) -> None:
+    """What a kernel reads is float32 whatever new tensors are."""
+    optimizer, twin = make_optimizer(backend=any_backend), make_optimizer()
+    set_scaled_grads(optimizer, 0, SCALE)
+    set_scaled_grads(twin, 0, 1.0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        scaler = make_scaler()
+        if how == "unscaled":
+            scaler.unscale_(optimizer)
+        elif how == "folded":
+            optimizer.clip_grad_norm_(math.inf, grad_scaler=scaler)
+        scaler.step(optimizer)
+        scaler.update()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    twin.step()
+    assert_same_training(optimizer, twin)
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16], ids=str)
+def test_the_control_is_float32(default: torch.dtype) -> None:
+    one = torch.ones(())
+    clip = clip_of(one.double(), 2.0, one * SCALE, None)[1]
+    torch.set_default_dtype(default)
+    try:
+        for given in ((None, one, None), (one, None, None), (None, None, clip), (one, one, clip)):
+            assert control(*given).values.dtype == torch.float32
+        values = control(None, torch.zeros(()), None).values
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert values.tolist() == [1, 0]
 
 
 def test_a_clip_that_was_not_used_says_nothing_after_the_scalers_update() -> None:

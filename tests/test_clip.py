@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import weakref
 from collections.abc import Sequence
 
@@ -150,6 +152,94 @@ def test_gradients_that_change_after_the_clip(change: str, any_backend: str) -> 
     before.assert_unchanged()
     optimizer.clip_grad_norm_(0.1)  # as the message says
     optimizer.step()
+
+
+def test_gradients_that_change_where_the_next_plan_has_no_table() -> None:
+    """The clip was one of a kernel's gradients, the step is the reference's."""
+    optimizer = make_optimizer()
+    set_random_grads(params_of(optimizer), 0)
+    optimizer.clip_grad_norm_(0.1)
+    for group in optimizer.param_groups:
+        group["backend"] = "reference"
+    for param in params_of(optimizer):
+        param.grad = None
+    before = Snapshot(optimizer)
+    with pytest.raises(RuntimeError, match="gradients changed after clip_grad_norm_"):
+        optimizer.step()
+    before.assert_unchanged()
+
+
+def test_a_step_that_fails_keeps_the_clip(any_backend: str) -> None:
+    optimizer, twin = (make_optimizer(backend=any_backend) for _ in range(2))
+    for each in (optimizer, twin):
+        set_random_grads(params_of(each), 0)
+        each.clip_grad_norm_(0.1)
+    params = params_of(optimizer)
+    clipped, params[2].grad = params[2].grad, torch.ones_like(params[2])
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="gradients changed after clip_grad_norm_"):
+            optimizer.step()
+    params[2].grad = clipped
+    optimizer.step()
+    twin.step()
+    assert_same_training(optimizer, twin)
+
+
+@pytest.mark.parametrize("between", ["load", "add", "copy"])
+def test_what_makes_the_plan_anew_keeps_the_clip(between: str, any_backend: str) -> None:
+    optimizer, twin = (make_optimizer(backend=any_backend) for _ in range(2))
+    for each in (optimizer, twin):
+        train_step(each, 0)
+        set_random_grads(params_of(each), 1)
+        each.clip_grad_norm_(1e-2)
+    if between == "load":
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    elif between == "copy":
+        optimizer = copy.copy(optimizer)
+    else:
+        for each in (optimizer, twin):
+            each.add_param_group({"params": random_params((3,))})
+    optimizer.step()
+    twin.step()
+    assert_same_training(optimizer, twin)
+    train_step(optimizer, 2)  # the clip was of one step
+    train_step(twin, 2)
+    assert_same_training(optimizer, twin)
+
+
+def test_a_param_group_with_gradients_added_after_the_clip(any_backend: str) -> None:
+    optimizer = make_optimizer(backend=any_backend)
+    set_random_grads(params_of(optimizer), 0)
+    optimizer.clip_grad_norm_(1e-2)
+    late = random_params((3,))
+    set_random_grads(late, 1)
+    optimizer.add_param_group({"params": late})
+    with pytest.raises(RuntimeError, match="gradients changed after clip_grad_norm_"):
+        optimizer.step()
+
+
+def test_copies_without_gradients_have_no_clip() -> None:
+    optimizer = make_optimizer()
+    train_step(optimizer, 0)
+    set_random_grads(params_of(optimizer), 1)
+    optimizer.clip_grad_norm_(1e-2)
+    for each in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        twin = make_optimizer()
+        train_step(twin, 0)
+        for both in (each, twin):
+            train_step(both, 2)
+        assert_same_training(each, twin)
+
+
+def test_copies_of_gradients_are_other_gradients() -> None:
+    """A tensor that is no nn.Parameter is copied with its gradient; the clip is not of that one."""
+    (param,) = random_params((5,))
+    optimizer = AdaMod([param.detach().requires_grad_()], **OPTIONS)
+    set_random_grads(params_of(optimizer), 0)
+    optimizer.clip_grad_norm_(1e-2)
+    both = copy.deepcopy(optimizer)
+    with pytest.raises(RuntimeError, match="gradients changed after clip_grad_norm_"):
+        both.step()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

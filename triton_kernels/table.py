@@ -45,7 +45,7 @@ def upload(matrices: Sequence[Matrix], device: torch.device) -> list[Tensor]:
     sources = [torch.frombuffer(matrix.buffer, dtype=torch.uint8) for matrix in matrices]
     room = [-(-source.numel() // ALIGNMENT) * ALIGNMENT for source in sources]
     on_gpu = device.type == "cuda"
-    staging = torch.empty(sum(room), dtype=torch.uint8, pin_memory=on_gpu)
+    staging = torch.empty(sum(room), dtype=torch.uint8, device="cpu", pin_memory=on_gpu)
     for source, target in zip(sources, staging.split(room), strict=True):
         target[: source.numel()] = source
     table = staging
