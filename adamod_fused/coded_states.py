@@ -35,6 +35,12 @@ def are_coded(entries: Entries, names: Sequence[str]) -> bool:
     return isinstance(first, Tensor) and first.dtype in VALUE_DTYPES
 
 
+def written(entries: Entries, names: Sequence[str]) -> Iterable[tuple[str, Tensor]]:
+    """The names and tensors among a parameter's entries that a step writes."""
+    found = ((name, entries.get(name)) for name in ("step", *names, EXPONENTS, REMAINDER))
+    return ((name, value) for name, value in found if isinstance(value, Tensor))
+
+
 def state_dtype(param: Tensor, formats: Formats) -> torch.dtype:
     """The dtype that a parameter's states have in ``formats``."""
     if not formats.codes_states:

@@ -150,22 +150,26 @@ class Plan:
     def _check(self, param: Tensor, label: str, state: State) -> None:
         validation.check_param(param, label)
         grad = self._grad_of(param)
+        entries = state.get(param)  # reading `optimizer.state[param]` leaves an empty entry behind
         if grad is not None:
             validation.check_grad(param, grad, label)
-        if state.get(param):  # reading `optimizer.state[param]` leaves an empty entry behind
-            coded_states.check(param, state[param], self._rule.states, label)
+            validation.check_writable(param, label)
+        if entries:
+            coded_states.check(param, entries, self._rule.states, label)
+        if entries and grad is not None:
+            for name, tensor in coded_states.written(entries, self._rule.states):
+                validation.check_writable(tensor, f"{name} of {label}")
 
     def _written(self, state: State) -> Iterator[tuple[Tensor, str]]:
         """The dense tensors that a step writes and that exist already, and their names."""
-        written = ("step", *self._rule.states, formats.EXPONENTS, formats.REMAINDER)
         for member in self._members:
             shard, entries = local(member.param), state.get(member.param) or {}
             if member.batch == DORMANT or not validation.is_plain(shard) or shard.is_meta:
                 continue
             if shard.stride() == (member.layout or dense_strides(shard)):
                 yield shard, member.label
-            for name in (name for name in written if name in entries):
-                yield local(entries[name]), f"{name} of {member.label}"
+            for name, tensor in coded_states.written(entries, self._rule.states):
+                yield local(tensor), f"{name} of {member.label}"
 
     def _make_table(self, state: State, fast: bool) -> Any:
         table = extension.core.Table(list(self._rule.states), len(self._requested), fast)

@@ -14,12 +14,15 @@ from .layout import laid_out
 from .members import Batch, Member
 
 
+@torch.inference_mode(False)
+@torch.no_grad()  # the mode above turns gradients on
 def complete(
     rule: Any, member: Member, batch: Batch | None, entries: dict[str, Any]
 ) -> dict[str, Any]:
     """``entries`` as the step of a parameter needs them; all new where there are none.
 
-    ``batch`` is the member's; None where the reference steps it.
+    ``batch`` is the member's; None where the reference steps it. None of the new tensors is one
+    of inference mode, which a step outside of that mode could not write.
     """
     on_device = batch is not None and batch.counts_on_device
     device = member.param.device if on_device else torch.device("cpu")

@@ -126,6 +126,16 @@ def check_memory(tensor: Tensor, who: str) -> None:
         )
 
 
+def check_writable(tensor: Tensor, who: str) -> None:
+    """Raises where torch lets nobody write to ``tensor``: one of inference mode, outside of it."""
+    made_there = tensor.is_inference() or local(tensor).is_inference()
+    if made_there and not torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{who} is an inference tensor: it was made under torch.inference_mode() and cannot be "
+            "written outside of it; make it outside, or replace it by a clone() made outside"
+        )
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor's elements lie at its address: not so for DTensor and its like."""
     return type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__

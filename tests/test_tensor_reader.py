@@ -41,6 +41,20 @@ for thread in threads:
 print(any(thread.is_alive() for thread in threads))
 """
 
+IN_MODES = """
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+class Nothing(TorchFunctionMode):
+    def __torch_function__(self, *_):
+        return None
+
+torch.set_default_dtype(torch.float16)
+torch.set_default_device("meta")
+with torch.inference_mode(), FakeTensorMode(), Nothing():
+    print(extension.core.Table([], 0, True).fast)
+"""
+
 
 def output_of(script: str) -> str:
     command = [sys.executable, "-c", STEP + script]
@@ -55,6 +69,10 @@ def output_of(script: str) -> str:
 def test_a_torch_without_the_interface_is_read_through_methods(name: str) -> None:
     assert hasattr(torch._C._aoti, name)
     assert output_of(WITHOUT.format(name=name)) == "False True"
+
+
+def test_the_experiment_is_outside_of_all_modes_of_the_first_step() -> None:
+    assert output_of(IN_MODES) == "True"
 
 
 def test_two_threads_may_take_their_first_step_at_once() -> None:

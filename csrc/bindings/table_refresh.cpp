@@ -214,6 +214,10 @@ bool Table::fill(Param& param) {
            view.device_type == param.device_type && view.device_index == param.device_index &&
            same_shape(shape(param), param.dim, view) && (view.data != nullptr || param.numel == 0);
   };
+  // The same of a tensor that the step writes.
+  const auto takes = [&](PyObject* tensor, std::int32_t dtype, TensorView& view) {
+    return reads(tensor, dtype, view) && reader_.may_write(tensor);
+  };
   const auto lies_as = [&](const std::int64_t* strides, const TensorView& view) {
     return same_strides(strides, view, param.numel);
   };
@@ -226,13 +230,14 @@ bool Table::fill(Param& param) {
 
   PyObject* const tensor = param.object.ptr();
   PyObject* const shard = dtensors_.local(tensor);
-  if (!reads(shard, param.dtype, view) || !lies_as(strides(param), view) || reader_.is_neg(shard)) {
+  if (!takes(shard, param.dtype, view) || !lies_as(strides(param), view) || reader_.is_neg(shard)) {
     return false;
   }
   row.param = view.data;
   param.is_staged = !lies_as(layout(param), view);
 
   const bool is_local = dtensors_.is_dtensor(tensor);
+  if (is_local && !reader_.may_write(tensor)) return false;
   PyObject* const given = param.held[0].ptr();
   if (dtensors_.is_dtensor(given) != is_local) return false;
   PyObject* const grad = dtensors_.local(given);
@@ -251,7 +256,7 @@ bool Table::fill(Param& param) {
     if (dtensors_.is_dtensor(state) != is_local ||
         (is_local && !dtensors_.same_sharding(tensor, state)))
       return false;
-    if (!reads(dtensors_.local(state), param.state_dtype, view) || !lies_as(layout(param), view)) {
+    if (!takes(dtensors_.local(state), param.state_dtype, view) || !lies_as(layout(param), view)) {
       return false;
     }
     row.state[i] = view.data;
@@ -259,7 +264,8 @@ bool Table::fill(Param& param) {
 
   if (batch.is_coded && !fill_coded(param, batch.coded.emplace_back())) return false;
 
-  if (!reader_.read(param.held[1].ptr(), view) || view.dtype != step_dtype_ || view.dim != 0) {
+  if (!reader_.read(param.held[1].ptr(), view) || view.dtype != step_dtype_ || view.dim != 0 ||
+      !reader_.may_write(param.held[1].ptr())) {
     return false;
   }
   auto* step = reinterpret_cast<float*>(view.data);
@@ -285,17 +291,17 @@ bool Table::fill(Param& param) {
 bool Table::fill_coded(const Param& param, Coded& coded) {
   const Coding& coding = codings_.at(static_cast<std::size_t>(param.coding));
   coded = Coded{nullptr, nullptr, coding.first_index, coding.key};
-  const auto reads = [&](PyObject* tensor, std::int32_t dtype, TensorView& view) {
+  const auto takes = [&](PyObject* tensor, std::int32_t dtype, TensorView& view) {
     return reader_.read(tensor, view) && view.dtype == dtype &&
            view.device_type == param.device_type && view.device_index == param.device_index &&
-           (view.data != nullptr || param.numel == 0);
+           (view.data != nullptr || param.numel == 0) && reader_.may_write(tensor);
   };
   TensorView view;
   if (coding.has_exponents) {
     const std::int64_t shape[] = {(param.numel + codes::block - 1) / codes::block,
                                   static_cast<std::int64_t>(entry_names_.size()) - 1};
     const std::int64_t strides[] = {shape[1], 1};
-    if (!reads(coding.exponents.ptr(), exponents_dtype_, view) || !same_shape(shape, 2, view) ||
+    if (!takes(coding.exponents.ptr(), exponents_dtype_, view) || !same_shape(shape, 2, view) ||
         !same_strides(strides, view, shape[0] * shape[1])) {
       return false;
     }
@@ -309,7 +315,7 @@ bool Table::fill_coded(const Param& param, Coded& coded) {
         (is_local && !dtensors_.same_sharding(tensor, given))) {
       return false;
     }
-    if (!reads(dtensors_.local(given), remainders_dtype_, view) ||
+    if (!takes(dtensors_.local(given), remainders_dtype_, view) ||
         !same_shape(shape(param), param.dim, view) ||
         !same_strides(layout(param), view, param.numel)) {
       return false;

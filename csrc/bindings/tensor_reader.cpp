@@ -17,6 +17,7 @@ TensorReader::TensorReader(bool fast) {
   const py::module_ torch = py::module_::import("torch");
   tensor_type_ = torch.attr("Tensor");
   strided_ = torch.attr("strided");
+  is_inference_mode_ = torch.attr("is_inference_mode_enabled");
   if (fast) {
     // Not a plain static: one thread would wait for another that waits for its GIL.
     PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<std::optional<TorchShim>> found;

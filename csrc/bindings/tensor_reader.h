@@ -1,5 +1,5 @@
 // Reads a torch tensor's address, layout, dtype and device, without torch's headers: through
-// torch's C interface (torch_shim.h) or, where that is not to be had, through Python methods, some
+// torch's C interface (torch_shim.h) or, where there is none, through Python methods, some
 // microseconds a tensor.
 #pragma once
 
@@ -57,6 +57,15 @@ class TensorReader {
     return py::handle(tensor).attr("is_neg")().cast<bool>();
   }
 
+  // False for a tensor of inference mode outside of it: torch lets nobody write to such.
+  bool may_write(PyObject* tensor) const {
+    if (shim_ && shim_->is_inference != nullptr) {
+      return !shim_->is_inference(shim_->handle(tensor)) || shim_->is_inference_mode();
+    }
+    return !py::handle(tensor).attr("is_inference")().cast<bool>() ||
+           is_inference_mode_().cast<bool>();
+  }
+
   // Whether `bump_version` may be called: a tenth of the time that torch's Python function takes.
   bool bumps_versions() const { return shim_ && shim_->bump_version != nullptr; }
 
@@ -97,6 +106,7 @@ class TensorReader {
   std::optional<TorchShim> shim_;
   py::object tensor_type_;          // torch.Tensor
   py::object strided_;              // torch.strided
+  py::object is_inference_mode_;    // torch.is_inference_mode_enabled
   py::dict dtypes_, device_types_;  // torch.dtype and torch.device.type -> number
   std::int32_t cpu_, strided_layout_;
   std::vector<std::int64_t> shape_, strides_;

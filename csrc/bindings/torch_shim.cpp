@@ -2,6 +2,8 @@
 
 #include <dlfcn.h>
 
+#include <thread>
+
 namespace {
 
 template <typename Function>
@@ -43,11 +45,25 @@ void look_up_mangled(void* library, const char* name, Function& function) {
   function = reinterpret_cast<Function>(dlsym(library, name));
 }
 
+bool tells_inference(const TorchShim& shim, const py::module_& torch, const py::object& tensor) {
+  if (shim.is_inference == nullptr || shim.is_inference_mode == nullptr) return false;
+  const bool holds_outside =
+      !shim.is_inference_mode() && !shim.is_inference(shim.handle(tensor.ptr()));
+  const py::object mode = torch.attr("inference_mode")();
+  mode.attr("__enter__")();
+  const py::object made = torch.attr("empty")(1, py::arg("device") = "cpu");
+  const bool holds_inside = shim.is_inference_mode() && shim.is_inference(shim.handle(made.ptr()));
+  mode.attr("__exit__")(py::none(), py::none(), py::none());
+  return holds_outside && holds_inside;
+}
+
 // Keeps of the C++ functions those that do what their names say.
 void find_functions(TorchShim& shim, const py::module_& torch, const py::object& tensor) {
   look_up_mangled(shim.library, "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
                   shim.bump_version);
   look_up_mangled(shim.library, "_ZN2at6native6is_negERKNS_6TensorE", shim.is_neg);
+  look_up_mangled(shim.library, "_ZN2at6native12is_inferenceERKNS_6TensorE", shim.is_inference);
+  look_up_mangled(shim.library, "_ZN3c1013InferenceMode10is_enabledEv", shim.is_inference_mode);
   if (shim.bump_version != nullptr) {
     const auto version = [&] { return tensor.attr("_version").cast<std::int64_t>(); };
     const std::int64_t before = version();
@@ -59,6 +75,10 @@ void find_functions(TorchShim& shim, const py::module_& torch, const py::object&
     const bool holds =
         shim.is_neg(shim.handle(negated.ptr())) && !shim.is_neg(shim.handle(tensor.ptr()));
     if (!holds) shim.is_neg = nullptr;
+  }
+  if (!tells_inference(shim, torch, tensor)) {
+    shim.is_inference = nullptr;
+    shim.is_inference_mode = nullptr;
   }
 }
 
@@ -90,9 +110,7 @@ std::optional<TorchShim> find_in_torch() {
   return shim;
 }
 
-}  // namespace
-
-std::optional<TorchShim> TorchShim::find() {
+std::optional<TorchShim> try_to_find() {
   try {
     return find_in_torch();
   } catch (const py::builtin_exception&) {  // something is of another type than expected
@@ -100,6 +118,18 @@ std::optional<TorchShim> TorchShim::find() {
   } catch (const py::error_already_set&) {  // a torch that lacks one of the names
     return std::nullopt;
   }
+}
+
+}  // namespace
+
+std::optional<TorchShim> TorchShim::find() {
+  std::optional<TorchShim> found;
+  const py::gil_scoped_release release;
+  std::thread([&found] {
+    const py::gil_scoped_acquire acquire;
+    found = try_to_find();
+  }).join();
+  return found;
 }
 
 std::optional<std::int32_t> TorchShim::constant(const std::string& name) const {

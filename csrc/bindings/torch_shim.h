@@ -3,8 +3,8 @@
 // which promises that these functions stay as they are.
 //
 // They take handles. A handle is the address of one word, which holds the address of the tensor's
-// implementation; and the object that Python knows as a tensor has such a word too. Both are put to
-// the test in this very process, and where either does not hold there is no shim.
+// implementation; and the object that Python knows as a tensor has such a word too. Both are tested
+// in this very process, and where either does not hold there is no shim.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -17,7 +17,9 @@
 namespace py = pybind11;
 
 struct TorchShim {
-  // Nothing where torch lacks the interface, or its objects are not as described above.
+  // Nothing where torch lacks the interface, or its objects are not as described above. Tests in a
+  // thread of its own: the caller may be in inference mode, or in a mode that makes other tensors
+  // than those asked for, and each of these modes belongs to one thread. Releases the GIL.
   static std::optional<TorchShim> find();
 
   // The word of a Python tensor that serves as a handle while the object lives.
@@ -45,6 +47,8 @@ struct TorchShim {
   // of that name. They take a tensor by reference, and a reference to a tensor is a handle.
   void (*bump_version)(void* handle);  // may throw: the tensor may be one of inference mode
   bool (*is_neg)(void* handle);
+  bool (*is_inference)(void* handle);  // both null where either is missing
+  bool (*is_inference_mode)();
 
   void* library;  // of dlopen
   std::ptrdiff_t handle_offset;
