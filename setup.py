@@ -95,6 +95,13 @@ def ninja_variables(nvcc):
         yield "gencode", gencode_flags(nvcc)
 
 
+def ninja_path(path):
+    """``path`` as a ninja file names it: "$" escapes what would end it."""
+    if set(str(path)) & set("|\r\n"):
+        raise SetupError(f"a ninja file cannot name {str(path)!r}: take another --build-base")
+    return re.sub(r"[$ :]", r"$\g<0>", str(path))
+
+
 class BuildWithNinja(build_ext):
     """Writes one ninja file for all modules and runs it."""
 
@@ -115,15 +122,15 @@ class BuildWithNinja(build_ext):
         folder = Path(build_base, f"ninja-{sys.implementation.cache_tag}")
         folder.mkdir(parents=True, exist_ok=True)
         lines = [f"{k} = {v.replace('$', '$$')}" for k, v in ninja_variables(nvcc)]
-        lines += [f"builddir = {folder}", NINJA_RULES]
+        lines += [f"builddir = {ninja_path(folder)}", NINJA_RULES]
         modules = [(e, folder / Path(self.get_ext_filename(e.name)).name) for e in self.extensions]
         for extension, module in modules:
+            objects = {s: ninja_path(folder / f"{s}.o") for s in extension.sources}
             compilers = {s: "nvcc" if s.endswith(".cu") else "cxx" for s in extension.sources}
-            lines += [f"build {folder}/{s}.o: {compiler} {s}" for s, compiler in compilers.items()]
-            objects = " ".join(f"{folder}/{s}.o" for s in extension.sources)
+            lines += [f"build {objects[s]}: {compiler} {s}" for s, compiler in compilers.items()]
             linker = "nvcc" if "nvcc" in compilers.values() else "cxx"
-            lines.append(f"build {module}: link_{linker} {objects}")
-        Path(folder, "build.ninja").write_text("\n".join(lines) + "\n")
+            lines.append(f"build {ninja_path(module)}: link_{linker} {' '.join(objects.values())}")
+        Path(folder, "build.ninja").write_bytes(os.fsencode("\n".join(lines) + "\n"))
 
         if subprocess.run([find_ninja(), "-f", f"{folder}/build.ninja"]).returncode:
             remedy = "; ADAMOD_CUDA=0 builds without the CUDA engine" if nvcc else ""

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from adamod_fused.files import write_whole
+
 from .schema import decode
 
 SCHEMA = 1
@@ -190,13 +192,6 @@ def save(record: Record, path: Path) -> None:
 def save_json(data: dict[str, Any], path: Path) -> None:
     """Writes ``data``, whole or not at all, with one line for each item of its lists."""
     write_whole(_text(data), path)
-
-
-def write_whole(text: str, path: Path) -> None:
-    """A full disk or an interruption leaves no half of a file at ``path``."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def _text(data: dict[str, Any]) -> str:

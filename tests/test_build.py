@@ -191,7 +191,9 @@ class FakeToolkit:
             path.write_text(FAKE_COMPILER)
             path.chmod(0o755)
 
-    def build(self, nvcc: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+    def build(
+        self, nvcc: bool = True, base: str = "build", **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         toolkit = self.folder / "toolkit"
         env = build_environment(
             self.no_torch,
@@ -205,14 +207,14 @@ class FakeToolkit:
             }
             | variables,
         )
-        base = self.folder / "build"
-        command = [sys.executable, "setup.py", "build", "--build-base", str(base)]
+        command = [sys.executable, "setup.py", "build", "--build-base", str(self.folder / base)]
         return subprocess.run(
             command, env=env, cwd=self.tree, text=True, capture_output=True, check=False
         )
 
-    def modules(self) -> set[str]:
-        return {path.name.partition(".")[0] for path in self.folder.glob("build/lib*/*/*.so")}
+    def modules(self, base: str = "build") -> set[str]:
+        built = (self.folder / base).glob("lib*/*/*.so")
+        return {path.name.partition(".")[0] for path in built}
 
 
 @pytest.fixture
@@ -237,6 +239,16 @@ def test_cuda_is_built_when_nvcc_is_found(fake: FakeToolkit) -> None:
     assert fake.modules() == {"_C", "_cuda"}
     assert fake.build(ADAMOD_CUDA="0").returncode == 0
     assert fake.modules() == {"_C"}, "the module of an earlier build must not be left"
+
+
+def test_the_build_folder_may_have_any_name_that_ninja_takes(fake: FakeToolkit) -> None:
+    base = "a b$c:d'\u00e9"
+    done = fake.build(nvcc=False, base=base)
+    assert done.returncode == 0, done.stderr
+    assert fake.modules(base) == {"_C"}
+    refused = fake.build(nvcc=False, base="a|b")
+    assert refused.returncode != 0
+    assert "a ninja file cannot name" in refused.stderr
 
 
 def gencodes(fake: FakeToolkit) -> list[str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import html
 import json
 import math
+import os
 import re
+import resource
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -160,7 +162,7 @@ def test_the_figures_hold_the_numbers(tmp_path):
     assert bins[0] == bins[1]
 
     (heat,) = figures["tensors"].data
-    assert list(heat.y) == ["embedding.weight", html.escape(MARKUP), "head.bias"]
+    assert list(heat.text) == ["embedding.weight", html.escape(MARKUP), "head.bias"]
     bounded = [100 * row["bounded"] for row in rows]
     assert [z[-1] for z in heat.z] == pytest.approx(bounded, rel=1e-3)
     for key, column, whole, scale in (
@@ -303,6 +305,58 @@ def test_a_page_that_cannot_be_written_says_what_to_do(tmp_path, monkeypatch, ca
         __main__.main()
     wanted = rf"cannot write {re.escape(str(out))} \(.*\); name a place for the page with -o FILE"
     assert re.search(wanted, capsys.readouterr().err)
+
+
+def run_report(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["adamod_fused", "report", str(folder)])
+    assert __main__.main() == 0
+
+
+@needs_plotly
+def test_the_page_takes_the_place_of_a_link(tmp_path, monkeypatch):
+    write_run(tmp_path / "run")
+    target, link = tmp_path / "target", tmp_path / "run" / "report.html"
+    target.write_text("keep me")
+    link.symlink_to(target)
+    run_report(monkeypatch, tmp_path / "run")
+    assert target.read_text() == "keep me"
+    assert not link.is_symlink()
+    assert link.read_text().startswith("<!DOCTYPE html>")
+
+
+@needs_plotly
+def test_a_full_disk_leaves_the_old_page(tmp_path, monkeypatch, capsys):
+    write_run(tmp_path)
+    (tmp_path / "report.html").write_text("old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        with pytest.raises(SystemExit, match="2"):
+            run_report(monkeypatch, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "cannot write" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {FILE, "report.html"}
+    assert (tmp_path / "report.html").read_text() == "old"
+
+
+@needs_plotly
+def test_a_folder_whose_name_is_no_text_has_a_page_too(tmp_path, monkeypatch, capsys):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/run-\xff"))
+    write_run(folder)
+    run_report(monkeypatch, folder)
+    assert "run-\ufffd" in (folder / "report.html").read_text()
+    assert "run-\ufffd" in capsys.readouterr().out
+
+
+@needs_plotly
+def test_a_device_is_not_replaced_by_a_page(tmp_path, monkeypatch, capsys):
+    write_run(tmp_path)
+    os.mkfifo(tmp_path / "report.html")
+    with pytest.raises(SystemExit, match="2"):
+        run_report(monkeypatch, tmp_path)
+    assert "not a regular file" in capsys.readouterr().err
+    assert (tmp_path / "report.html").is_fifo()
 
 
 def test_the_words_are_those_of_the_numbers(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 
@@ -42,6 +43,11 @@ class Look:
 
     def count(self, selector: str) -> int:
         return self.page.locator(selector).count()
+
+    def hovered(self, key: str, where: dict | list[dict]) -> str:
+        """What the figure shows at a place, as Plotly.Fx.hover takes it."""
+        self.page.evaluate(f"Plotly.Fx.hover('plot-{key}', {json.dumps(where)})")
+        return " ".join(self.page.locator(f"#plot-{key} .hoverlayer text").all_text_contents())
 
     def luminance(self, x: int = 3, y: int = 3) -> float:
         """Of a pixel of a screenshot, from 0 to 255."""
@@ -136,6 +142,32 @@ def test_names_are_shown_letter_by_letter(chromium, url):
     labels = look.page.locator("#plot-tensors .ytick text").all_text_contents()
     assert MARKUP in labels
     assert 20 < len(labels) <= 45
+
+
+# Templates of plotly's, keys that every object of JavaScript has, markup, and an entity.
+ODD_NAMES = ("%{x} %{y}", "__proto__", "constructor", "<b>w</b> <br>", "&lt;b", "a" * 60)
+
+
+def test_any_name_is_shown_as_it_is(chromium, tmp_path):
+    from adamod_fused.report.page import page
+
+    optimizer, log = FakeAdaMod(ODD_NAMES), RunLog(tmp_path)
+    for _ in range(2):
+        optimizer.step()
+        log.log(optimizer, **{f"{name} loss": 1.0 for name in ODD_NAMES})
+    path = tmp_path / "report.html"
+    path.write_text(page(series.load(tmp_path), "run"), encoding="utf-8")
+    look = Look(chromium, path.as_uri(), "light", WIDTHS["wide"])
+    losses = look.page.locator("#plot-loss .legendtext").all_text_contents()
+    assert losses == [f"{name} loss" for name in ODD_NAMES]
+    assert look.page.locator("#plot-tensors .ytick text").all_text_contents() == [
+        *ODD_NAMES[:-1], f"{'a' * 20}…{'a' * 21}",
+    ]  # fmt: skip
+    for place, name in enumerate(ODD_NAMES):
+        assert name in look.hovered("tensors", {"xval": 2, "yval": place})
+        assert name in look.hovered("bounded", [{"curveNumber": 1 + place, "pointNumber": 1}])
+        assert f"{name} loss" in look.hovered("loss", [{"curveNumber": place, "pointNumber": 1}])
+    assert look.said == []
 
 
 def test_the_colours_follow_the_scheme(chromium, url):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
+import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -193,6 +195,8 @@ def test_what_is_no_number_is_named_and_loses_no_rows(tmp_path, given, value):
         assert str(raised.value) == message
     with pytest.raises(TypeError, match=r"step must be a whole number, got 1\.5"):
         log.log(optimizer, 1.0, step=1.5)
+    with pytest.raises(ValueError, match=r"step must fit in 64 bits, got 1000000000.*"):
+        log.log(optimizer, 1.0, step=10**30)
     assert not log.path.exists()
     log.log(optimizer, loss=np.float32(1), step=np.int64(1), val=torch.ones(1, 1))
     (entry,) = read(tmp_path)
@@ -219,19 +223,68 @@ def test_a_full_disk_leaves_the_file_whole_and_loses_no_rows(tmp_path):
     assert read(tmp_path)[-1]["loss"] == 2.0
 
 
-def test_a_line_cut_off_by_a_kill_is_left_out_and_then_taken_away(tmp_path):
+def test_a_line_cut_off_by_a_kill_stays_and_is_not_read(tmp_path):
     optimizer, log = FakeAdaMod(), RunLog(tmp_path)
     for _ in range(3):
         optimizer.step()
         log.log(optimizer)
-    whole = log.path.read_bytes()
-    log.path.write_bytes(whole[:-40])
+    log.path.write_bytes(log.path.read_bytes()[:-40])
+    cut = log.path.read_bytes()
     assert steps_of(tmp_path) == [1, 2]
     resumed = RunLog(tmp_path)
-    assert steps_of(tmp_path) == [1, 2]
+    assert log.path.read_bytes() == cut
     resumed.log(optimizer)
     assert steps_of(tmp_path) == [1, 2, 3]
-    assert len(log.path.read_bytes().splitlines()) == 3
+    assert log.path.read_bytes().startswith(cut + b" (cut off)\n{")
+
+
+def test_a_last_line_without_a_newline_is_read_and_kept(tmp_path):
+    """As some editors leave it."""
+    (tmp_path / FILE).write_bytes(b'{"step": 1, "loss": 2.0}')
+    assert losses_of(tmp_path) == {1: 2.0}
+    RunLog(tmp_path).log(FakeAdaMod(), 3.0, step=2)
+    assert losses_of(tmp_path) == {1: 2.0, 2: 3.0}
+
+
+@contextmanager
+def forked(work: Callable[[], None]) -> Iterator[None]:
+    """Another process has done ``work``, and lives on until the block ends."""
+    done, lives = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            work()
+        os.write(done[1], b"!")
+        os.read(lives[0], 1)
+        os._exit(0)
+    os.read(done[0], 1)
+    yield
+    os.write(lives[1], b"!")
+    os.waitpid(child, 0)
+    for end in (*done, *lives):
+        os.close(end)
+
+
+def test_another_process_in_the_folder_is_noticed_and_loses_no_rows(tmp_path):
+    optimizer, log = FakeAdaMod(), RunLog(tmp_path)
+    optimizer.step()
+    with forked(lambda: log.log(optimizer, 1.0)):
+        before = log.path.read_bytes()
+        with pytest.raises(RuntimeError, match=r"another process logs into .*; give each run a"):
+            log.log(optimizer, 2.0)
+        assert log.path.read_bytes() == before
+    log.log(optimizer, 2.0)
+    first, second = map(json.loads, log.path.read_bytes().splitlines())
+    assert (first["loss"], second["loss"]) == (1.0, 2.0)
+    assert first["rows"] == second["rows"] == optimizer.bound_stats()
+
+
+def test_a_forked_process_leaves_the_folder_to_its_parent(tmp_path):
+    optimizer, log = FakeAdaMod(), RunLog(tmp_path)
+    log.log(optimizer, 1.0, step=1)
+    with forked(lambda: log.log(optimizer, -1.0, step=2)):
+        log.log(optimizer, 3.0, step=3)
+    assert losses_of(tmp_path) == {1: 1.0, 3: 3.0}
 
 
 def test_a_line_that_the_run_ends_meanwhile_is_left_to_the_next_reader(tmp_path, monkeypatch):
@@ -250,7 +303,7 @@ def test_a_log_without_a_whole_line_is_empty(tmp_path, content):
     (tmp_path / FILE).write_bytes(content)
     assert read(tmp_path) == []
     RunLog(tmp_path)
-    assert (tmp_path / FILE).read_bytes() == b""
+    assert (tmp_path / FILE).read_bytes() == content
 
 
 def line_of_a_row(**changed) -> str:
@@ -280,6 +333,14 @@ BAD_LINES = {
     '{"step": 2, "scalars": {"a": [1]}}': "a is no number",
     '{"step": 2, "scalars": 3}': "scalars are no object",
     "\xff": "codec can't decode",
+    "[" * 100_000: "maximum recursion depth",
+    f'{{"step": {10**30}}}': "step does not fit in 64 bits",
+    f'{{"step": 2, "loss": {10**400}}}': "loss is too large",
+    f'{{"step": 2, "scalars": {{"a": -{10**400}}}}}': "a is too large",
+    line_of_a_row(lr=10**400): "lr is too large",
+    line_of_a_row(numel=2**63): "numel is negative or does not fit in 64 bits",
+    line_of_a_row(dead=-1): "dead is negative or does not fit in 64 bits",
+    line_of_a_row(rate_hist=[2**63] * 64): "rate_hist has a count that is negative or does not",
 }
 
 

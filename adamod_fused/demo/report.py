@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..console import Console
+from ..files import write_whole
 from .compare import Difference
 from .rates import Rates, bin_edges
 from .settings import Settings
@@ -101,7 +102,7 @@ def write_record(
         "rates": [asdict(rate) for rate in rates],
         "log10_rate_bin_edges": bin_edges(),
     }
-    path.write_text(json.dumps(_finite(record), indent=1, allow_nan=False) + "\n")
+    write_whole(json.dumps(_finite(record), indent=1, allow_nan=False) + "\n", path)
 
 
 def _run(run: Run) -> dict[str, Any]:

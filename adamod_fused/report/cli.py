@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from .. import extras
 from ..console import open_console
+from ..files import write_whole
 from . import series
 
 DESCRIPTION = (
@@ -40,14 +42,19 @@ def main(arguments: argparse.Namespace) -> int:
         run = series.load(arguments.run_dir)
         from .page import page
 
-        text = page(run, arguments.run_dir.resolve().name)
+        text = page(run, _shown(Path(arguments.run_dir.resolve().name)))
     except (OSError, RuntimeError, ValueError) as error:
         arguments.parser.error(str(error))
     try:
-        out.write_text(text, encoding="utf-8")
+        write_whole(text, out)
     except OSError as error:
         arguments.parser.error(
             f"cannot write {out} ({error.strerror}); name a place for the page with -o FILE"
         )
-    open_console().line(f"report: {out.resolve()}")
+    open_console().line(f"report: {_shown(out.resolve())}")
     return 0
+
+
+def _shown(path: Path) -> str:
+    """``path`` with a mark for each byte that is not UTF-8, which no page and no pipe takes."""
+    return os.fsencode(path).decode(errors="replace")

@@ -73,10 +73,15 @@ def _curves(
 ) -> Any:
     steps = [t.step for t in tracked]
     hover = f"step %{{x}}: %{{y}}{unit}<extra>%{{fullData.name}}</extra>"
-    common = {"x": steps, "mode": _mode(steps), "hovertemplate": hover}
+    common = {"x": steps, "mode": _mode(steps)}
     figure = go.Figure(layout={"xaxis_title": "step", "showlegend": True})
     figure.add_scatter(
-        y=_drawable(whole, shown), name="whole model", line_width=3, zorder=1, **common
+        y=_drawable(whole, shown),
+        name="whole model",
+        line_width=3,
+        zorder=1,
+        hovertemplate=hover,
+        **common,
     )
     names = largest(tracked[-1])
     # One entry in the legend stands for all: a hundred names would leave no room for the figure.
@@ -92,7 +97,10 @@ def _curves(
             showlegend=place == 0,
             line={"width": 1, "color": FAINT},
             marker_color=FAINT,
-            **common | {"hovertemplate": hover.replace("%{fullData.name}", plotly_text(name))},
+            # Not within the template, which would take "%{x}" in a name for one of its fields.
+            meta=plotly_text(name),
+            hovertemplate=hover.replace("%{fullData.name}", "%{meta}"),
+            **common,
         )
     return figure
 

@@ -93,15 +93,18 @@ def tensors(tracked: list[Tracked]) -> Any:
     """Share of bounded elements by step and tensor."""
     names = list(dict.fromkeys(name for t in tracked for name in t.names))
     every = math.ceil(len(names) / MOST_LABELS)
-    labelled = names[::every]
+    rows = [str(place) for place in range(len(names))]
     figure = go.Figure()
     figure.add_heatmap(
         x=[t.step for t in tracked],
-        y=[plotly_text(name) for name in names],
+        # Not the names: plotly looks the categories of an axis up in an object of JavaScript, which
+        # has a "__proto__" and a "constructor" before any is put there.
+        y=rows,
+        text=[plotly_text(name) for name in names],  # page.js gives each cell that of its row
         z=[[_percent(t, name) for t in tracked] for name in names],
         zmin=0,
         zmax=100,
-        hovertemplate="step %{x}: %{z} % of the elements<br>%{y}<extra></extra>",
+        hovertemplate="step %{x}: %{z} % of the elements<br>%{text}<extra></extra>",
         hoverongaps=False,
         colorbar={"title": {"text": "share of elements (%)", "side": "right"}},
     )
@@ -113,8 +116,8 @@ def tensors(tracked: list[Tracked]) -> Any:
             "type": "category",
             "autorange": "reversed",
             "showgrid": False,
-            "tickvals": [plotly_text(name) for name in labelled],
-            "ticktext": [plotly_text(shortened(name)) for name in labelled],
+            "tickvals": rows[::every],
+            "ticktext": [plotly_text(shortened(name)) for name in names[::every]],
         },
     )
 

@@ -11,6 +11,16 @@
     modeBarButtons: [["toImage"], ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
   };
 
+  // Plotly wants a text for each cell of a map. The page has one for each row: all of them would be
+  // most of its size.
+  for (const { data } of Object.values(figures)) {
+    for (const trace of data) {
+      if (trace.type === "heatmap" && !Array.isArray(trace.text[0])) {
+        trace.text = trace.z.map((row, place) => row.map(() => trace.text[place]));
+      }
+    }
+  }
+
   function fitted(layout) {
     const template = templates[dark.matches ? "dark" : "light"];
     const result = { ...layout, template, autosize: true };

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import operator
 import reprlib
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 from torch import Tensor, distributed
 
+from .appending import CUT, FolderLock, append_line
 from .rows import HISTOGRAMS, LOG2_EDGES, NUMBERS, NewRows, Row, count_of, unwrapped
 
 FILE = "bound_stats.jsonl"
@@ -31,13 +31,17 @@ WHOLE = ("numel", "dead", "nonfinite")
 FLOATS = ("lr", *(name for name in NUMBERS if name not in WHOLE))
 COLUMNS = ("name", "numel", *NUMBERS, *HISTOGRAMS)
 
+INT64 = range(-(2**63), 2**63)
+COUNTS = range(2**63)
+
 
 class RunLog:
     """Appends to ``RUN_DIR/bound_stats.jsonl``, which ``read`` and the report read.
 
     To be made once, before the first step. A resumed run goes on in the same file, at any step:
     what it had written beyond that step does not count any more. A line that was cut off when the
-    run was killed is taken away. Of the ranks of ``torch.distributed`` the first one writes; the
+    run was killed stays in the file, marked, and is not read. From its first line on the process
+    keeps the folder to itself. Of the ranks of ``torch.distributed`` the first one writes; the
     others check what they are given and touch no file.
 
     Args:
@@ -50,11 +54,13 @@ class RunLog:
     def __init__(self, run_dir: str | PathLike[str]) -> None:
         self.path = Path(run_dir) / FILE
         self._new = NewRows(per_tensor=True)
+        self._lock: FolderLock | None = None  # before ranks are known, none may keep out the others
         self._is_writer = _is_first_rank()
         if self._is_writer:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                _drop_cut_line(self.path)
+                if self.path.exists():
+                    self.path.open("ab").close()
             except OSError as error:
                 raise type(error)(
                     f"a run log cannot lie in {self.path.parent} ({error.strerror}); name a folder "
@@ -84,7 +90,9 @@ class RunLog:
 
         Raises:
             TypeError: a number is none.
-            RuntimeError: the optimizer does not track its bound.
+            ValueError: the step does not fit in 64 bits.
+            RuntimeError: the optimizer does not track its bound, or another process logs into this
+                folder. Rows come again with the next call.
             OSError: the line could not be written. The file is as it was, and rows come again with
                 the next call.
         """
@@ -103,16 +111,8 @@ class RunLog:
 
     def _append(self, entry: Entry) -> None:
         text = json.dumps(_without_nonfinite(entry), separators=(",", ":"), allow_nan=False)
-        rest = memoryview(text.encode() + b"\n")
-        # Unbuffered: what a buffer could not write it would try to write once more on closing.
-        with self.path.open("ab", buffering=0) as file:
-            end = file.tell()
-            try:
-                while rest:
-                    rest = rest[file.write(rest) :]
-            except BaseException:
-                file.truncate(end)  # half a line would make the next one unreadable too
-                raise
+        self._lock = FolderLock.of(self.path.parent)
+        append_line(self.path, text.encode())
 
 
 def _numbers(loss: Any, scalars: dict[str, Any]) -> Entry:
@@ -140,9 +140,12 @@ def _as_float(name: str, value: Any) -> float:
 
 def _whole(name: str, value: Any) -> int:
     try:
-        return operator.index(value)
+        whole = operator.index(value)
     except TypeError as error:
         raise TypeError(f"{name} must be a whole number, got {reprlib.repr(value)}") from error
+    if whole not in INT64:
+        raise ValueError(f"{name} must fit in 64 bits, got {reprlib.repr(whole)}")
+    return whole
 
 
 def _without_nonfinite(value: Any) -> Any:
@@ -158,15 +161,6 @@ def _is_first_rank() -> bool:
     return not is_one_of_many or distributed.get_rank() == 0
 
 
-def _drop_cut_line(path: Path) -> None:
-    if not path.exists() or path.stat().st_size == 0:
-        return
-    with path.open("r+b") as file:
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            end = content.rfind(b"\n") + 1
-        file.truncate(end)
-
-
 def read(run_dir: str | PathLike[str]) -> list[Entry]:
     """The entries of a run, by rising step, one a step.
 
@@ -180,7 +174,7 @@ def read(run_dir: str | PathLike[str]) -> list[Entry]:
 def lines(run_dir: str | PathLike[str]) -> Iterator[Entry]:
     """The entries one by one as they were written, for those that cannot keep them all.
 
-    A last line without its end is left out: the run is writing it, or was killed.
+    A line that was cut off, by a kill or because the run is writing it, is left out.
 
     Raises:
         FileNotFoundError, ValueError: as ``read``.
@@ -195,9 +189,16 @@ def lines(run_dir: str | PathLike[str]) -> Iterator[Entry]:
         )
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
+            is_ended = line.endswith(b"\n")
+            try:
+                entry = _entry(line.removesuffix(CUT), f"{path}, line {number}")
+            except ValueError:
+                if is_ended and not line.endswith(CUT):
+                    raise
+            else:
+                yield entry
+            if not is_ended:
                 break  # whatever the run has written since, it begins within this line
-            yield _entry(line, f"{path}, line {number}")
 
 
 def merged(entries: Iterable[Entry]) -> list[Entry]:
@@ -219,6 +220,8 @@ def _entry(line: bytes, where: str) -> Entry:
         entry = json.loads(line)
         if not isinstance(entry, dict) or type(entry.get("step")) is not int:
             raise ValueError("no object with a whole number as its step")
+        if entry["step"] not in INT64:
+            raise ValueError("step does not fit in 64 bits")
         if "loss" in entry:
             entry["loss"] = _number("loss", entry["loss"])
         if "scalars" in entry:
@@ -228,7 +231,8 @@ def _entry(line: bytes, where: str) -> Entry:
         for row in entry.get("rows", ()):
             _check_row(row)
             row |= {name: _number(name, row[name]) for name in FLOATS if name in row}
-    except ValueError as error:  # json's own and unicode's are ValueErrors too
+    # json's own and unicode's are ValueErrors too; of deep nesting json says RecursionError.
+    except (ValueError, RecursionError) as error:
         shown = line[:60].decode(errors="replace").strip()
         raise ValueError(
             f"{where} is no entry of a run log: {error}; it begins with {shown!r}; remove that "
@@ -254,9 +258,13 @@ def _check_row(row: Row) -> None:
     for name in WHOLE:
         if type(row[name]) is not int:
             raise ValueError(f"{name} is no whole number")
+        if row[name] not in COUNTS:
+            raise ValueError(f"{name} is negative or does not fit in 64 bits")
     for name in HISTOGRAMS:
         if not isinstance(row[name], list) or set(map(type, row[name])) != {int}:
             raise ValueError(f"{name} is no list of whole numbers")
+        if not all(count in COUNTS for count in row[name]):
+            raise ValueError(f"{name} has a count that is negative or does not fit in 64 bits")
         if len(row[name]) != len(LOG2_EDGES) - 1:
             raise ValueError(f"{name} has {len(row[name])} bins, not {len(LOG2_EDGES) - 1}")
 
@@ -266,4 +274,7 @@ def _number(name: str, value: Any) -> float:
         return math.nan
     if not isinstance(value, (int, float)):
         raise ValueError(f"{name} is no number")
-    return value
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"{name} is too large") from error

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..record import write_whole
+from adamod_fused.files import write_whole
 
 
 class UnreadableFileError(RuntimeError):
