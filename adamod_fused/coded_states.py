@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import codes, finite, validation
 from .dtensor import is_dtensor, local, same_sharding, wrapped
+from .fake import mode_of
 from .formats import EXPONENTS, REMAINDER, STATE_FORMATS, Formats
 from .layout import dense_strides, in_memory_order, laid_out, lies_as
 from .reference import COMPUTE_DTYPES
@@ -144,10 +145,11 @@ def to_values(rule: Any, param: Tensor, entries: Entries) -> Entries:
     coded = [local(entries[name]) for name in rule.states]
     values = [torch.empty_like(shard, dtype=VALUE_DTYPES[shard.dtype]) for shard in coded]
     flat, out = ([in_memory_order(t) for t in tensors] for tensors in (coded, values))
-    for part, blocks in _slices(len(flat[0])):
-        decoded = codes.decode(rule.values, [c[part] for c in flat], entries[EXPONENTS][blocks])
-        for tensor, new in zip(out, decoded, strict=True):
-            tensor[part] = new
+    with mode_of(param):
+        for part, blocks in _slices(len(flat[0])):
+            decoded = codes.decode(rule.values, [c[part] for c in flat], entries[EXPONENTS][blocks])
+            for tensor, new in zip(out, decoded, strict=True):
+                tensor[part] = new
     others = {name: value for name, value in entries.items() if name != EXPONENTS}
     return others | {
         name: wrapped(value, param) for name, value in zip(rule.states, values, strict=True)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import by_reference, coded_states, execution, formats, norm, states, validation
+from . import by_reference, coded_states, execution, fake, formats, norm, states, validation
 from .backends import Backend, choose, extension
 from .bound_stats import Look
 from .codes import key_of
@@ -86,7 +86,8 @@ class Plan:
             for i, param in enumerate(group["params"]):
                 label = validation.label(group_index, i, group)
                 self._members.append(self._admit(param, group_index, label, group, state))
-        read = [m for m in self._members if may_wait or m.param.device.type == "cpu"]
+        readable = [m for m in self._members if fake.has_values(m.param)]
+        read = [m for m in readable if may_wait or m.param.device.type == "cpu"]
         coded_states.check_exponents(
             [(m.label, state[m.param]) for m in read if state.get(m.param)], rule.states
         )
@@ -119,7 +120,10 @@ class Plan:
         stored = formats.formats_of(param, group, label)
         layout = dense_strides(shard)
         number = BY_REFERENCE
-        if (backend := self._choose(group["backend"], shard, bool(group["fused"]))) is not None:
+        backend = None
+        if not fake.is_fake(shard):
+            backend = self._choose(group["backend"], shard, bool(group["fused"]))
+        if backend is not None:
             there = self._counts_there(backend, group, state.get(param))
             batch = Batch(backend, shard.device, shard.dtype, there, stored)
             if batch not in self._batches:
@@ -148,17 +152,8 @@ class Plan:
         return self._chosen[kind]
 
     def _check(self, param: Tensor, label: str, state: State) -> None:
-        validation.check_param(param, label)
-        grad = self._grad_of(param)
-        entries = state.get(param)  # reading `optimizer.state[param]` leaves an empty entry behind
-        if grad is not None:
-            validation.check_grad(param, grad, label)
-            validation.check_writable(param, label)
-        if entries:
-            coded_states.check(param, entries, self._rule.states, label)
-        if entries and grad is not None:
-            for name, tensor in coded_states.written(entries, self._rule.states):
-                validation.check_writable(tensor, f"{name} of {label}")
+        # Reading `optimizer.state[param]` leaves an empty entry behind.
+        states.check(self._rule, param, self._grad_of(param), state.get(param) or None, label)
 
     def _written(self, state: State) -> Iterator[tuple[Tensor, str]]:
         """The dense tensors that a step writes and that exist already, and their names."""
@@ -197,6 +192,10 @@ class Plan:
         """
         if [_how(group) for group in groups] != self._requested:
             return False
+        if fake.in_fake_mode():
+            for member in self._members:
+                if self._grad_of(member.param) is not None:
+                    fake.check_mode(member.param, member.label)
         unchanged = self._table.refresh if self._table is not None else self._same_params
         return unchanged(groups, state) and self._refresh_reference(state)
 
@@ -348,6 +347,12 @@ class Plan:
         self, hyperparameters: Sequence[dict[str, Any]], control: Control | None, look: Look | None
     ) -> None:
         due, self._due_by_reference = self._due_by_reference, []  # holds gradients
+        for step in due:
+            if not fake.has_values(step.member.param):
+                step.states["step"] += 1
+        due = [step for step in due if fake.has_values(step.member.param)]
+        if not due:  # the numbers of `control` may have no values either
+            return
         factor, skip = (1.0, 0.0) if control is None else control.values.tolist()
         if skip:
             return
@@ -368,7 +373,11 @@ class Plan:
         Of DTensors over all ranks: a collective.
         """
         due, self._due_by_reference = self._due_by_reference, []
-        sums = norm.by_reference([(step.member.param, step.grad) for step in due])
+        pairs = [(step.member.param, step.grad) for step in due]
+        sums = norm.by_reference([pair for pair in pairs if fake.has_values(pair[0])])
+        sums += [
+            local(g).new_zeros((), dtype=torch.float64) for p, g in pairs if not fake.has_values(p)
+        ]
         if self._table is not None:
             staged = [self._stage(index) for index in self._table.staged()]
             sums += norm.by_kernels(self._table, self._norm_parts())

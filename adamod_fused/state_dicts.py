@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import coded_states, execution, formats, validation
 from .dtensor import local
+from .fake import check_values, mode_of
 from .layout import dense_strides
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def check(optimizer: FusedOptimizer, state_dict: dict[str, Any]) -> None:
             )
         validation.check_state_entries(param, saved, optimizer.rule.states, label)
         coded_states.check_remainder(param, saved, label)
+        for name, tensor in coded_states.written(saved, optimizer.rule.states):
+            check_values(param, tensor, f"{name} of {label}")
 
 
 def _whose(
@@ -94,23 +97,31 @@ def _checked_entries(
         TypeError, ValueError: as ``check``.
     """
     check(optimizer, state_dict)
-    rule, loaded = optimizer.rule, []
+    loaded = []
     for param, saved, label, group in _whose(optimizer, state_dict):
-        step = torch.as_tensor(saved["step"], dtype=torch.float32, device="cpu")
-        given = {
-            name: saved[name].to(param.device)
-            for name in (*rule.states, formats.REMAINDER)
-            if name in saved
-        }
         stored = formats.formats_of(param, group, label)
-        if stored.are_plain:
-            dtype = coded_states.state_dtype(param, stored)
-            entries = {name: given[name].to(dtype) for name in rule.states}
-        else:
-            layout = dense_strides(local(param))
-            entries = coded_states.in_formats(rule, param, given, stored, layout)
-        loaded.append((param, {"step": step.reshape(()) if step.ndim else step, **entries}))
+        with mode_of(param):
+            loaded.append((param, _as_kept(optimizer.rule, param, saved, stored)))
     return loaded
+
+
+def _as_kept(
+    rule: Any, param: Tensor, saved: dict[str, Any], stored: formats.Formats
+) -> dict[str, Tensor]:
+    """A parameter's entries of a state dict in the formats ``stored``."""
+    step = torch.as_tensor(saved["step"], dtype=torch.float32, device="cpu")
+    given = {
+        name: saved[name].to(param.device)
+        for name in (*rule.states, formats.REMAINDER)
+        if name in saved
+    }
+    if stored.are_plain:
+        dtype = coded_states.state_dtype(param, stored)
+        entries = {name: given[name].to(dtype) for name in rule.states}
+    else:
+        layout = dense_strides(local(param))
+        entries = coded_states.in_formats(rule, param, given, stored, layout)
+    return {"step": step.reshape(()) if step.ndim else step, **entries}
 
 
 @contextmanager

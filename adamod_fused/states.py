@@ -7,11 +7,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import coded_states, fake, validation
 from .coded_states import in_formats, new_exponents, state_dtype
 from .dtensor import local, wrapped
 from .formats import EXPONENTS, REMAINDER
 from .layout import laid_out
 from .members import Batch, Member
+
+
+def check(
+    rule: Any, param: Tensor, grad: Tensor | None, entries: dict[str, Any] | None, who: str
+) -> None:
+    """Raises where a parameter cannot be stepped with its gradient and its entries, if any."""
+    validation.check_param(param, who)
+    if grad is not None:
+        validation.check_grad(param, grad, who)
+        validation.check_writable(param, who)
+        fake.check_mode(param, who)
+    if entries is None:
+        return
+    coded_states.check(param, entries, rule.states, who)
+    if grad is not None:
+        for name, tensor in coded_states.written(entries, rule.states):
+            validation.check_writable(tensor, f"{name} of {who}")
 
 
 @torch.inference_mode(False)
@@ -24,6 +42,13 @@ def complete(
     ``batch`` is the member's; None where the reference steps it. None of the new tensors is one
     of inference mode, which a step outside of that mode could not write.
     """
+    with fake.mode_of(member.param):
+        return _complete(rule, member, batch, entries)
+
+
+def _complete(
+    rule: Any, member: Member, batch: Batch | None, entries: dict[str, Any]
+) -> dict[str, Any]:
     on_device = batch is not None and batch.counts_on_device
     device = member.param.device if on_device else torch.device("cpu")
     if not entries:

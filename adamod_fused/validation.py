@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .dtensor import is_dtensor, is_partial, local, same_mesh, same_sharding
+from .fake import check_values, has_values
 from .reference import COMPUTE_DTYPES
 
 MAX_STEP = 2.0**24
@@ -231,6 +232,7 @@ def check_states(
                 f"{name} of {who} has dtype {state.dtype} and layout {state.layout}; a parameter "
                 f"of dtype {param.dtype} has strided {dtype} states"
             )
+        check_values(param, state, f"{name} of {who}")
         check_memory(state, f"{name} of {who}")
         if torch._debug_has_internal_overlap(local(state)) == 1:
             raise ValueError(
@@ -248,6 +250,7 @@ def check_states(
             f"step of {who} must be a 0-dim float32 tensor on the CPU or on the parameter's "
             f"device, got {step!r}"
         )
+    check_values(param, step, f"step of {who}")
 
 
 def check_state_entries(
@@ -292,7 +295,8 @@ def check_state_entries(
             )
         check_local_shape(param, states[name], f"{name} of {who}")
     step = states["step"]
-    if not (
-        isinstance(step, Tensor) and step.device.type != "cpu"
-    ):  # its value would be waited for
+    if isinstance(step, Tensor) and step.is_meta:
+        raise ValueError(f"step of {who} is on meta and has no value; give it one on the CPU")
+    is_known = not isinstance(step, Tensor) or (step.device.type == "cpu" and has_values(step))
+    if is_known:  # else it has no value, or one that would be waited for
         check_range(f"step of {who}", step, 0.0, MAX_STEP + 1)
