@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler, OptState
 
+from .backends.extension import in_float_environment
 from .validation import check_range
 
 EPS = 1e-6
@@ -73,14 +74,19 @@ def control(
         found_inf: not 0 where the step is to be skipped, of one element.
         clip: what ``clip_grad_norm_`` found.
     """
+    if grad_scale is None and found_inf is None and clip is None:
+        return None
+    return _combined(grad_scale, found_inf, clip)
+
+
+@in_float_environment
+def _combined(grad_scale: Tensor | None, found_inf: Tensor | None, clip: Clip | None) -> Control:
     factors = [clip.factor] if clip is not None else []
     if grad_scale is not None:
         factors.append(inverse(grad_scale))
     skips = [clip.found_inf] if clip is not None and clip.scaled else []
     if found_inf is not None:
         skips.append(found_inf.reshape(()).float())
-    if not factors and not skips:
-        return None
     device = (factors or skips)[0].device
     factor = functools.reduce(operator.mul, (f.to(device) for f in factors)) if factors else None
     skip = functools.reduce(operator.add, (s.to(device) for s in skips)) if skips else None
@@ -93,6 +99,7 @@ def inverse(grad_scale: Tensor) -> Tensor:
     return grad_scale.reshape(()).double().reciprocal().float()
 
 
+@in_float_environment
 def clip_of(
     sum_squares: Tensor, max_norm: float, scale: Tensor | None, fingerprint: Any
 ) -> tuple[Tensor, Clip]:

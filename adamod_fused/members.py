@@ -30,7 +30,9 @@ class Member(NamedTuple):
     """A parameter of the plan; ``label`` names it in errors, ``layout``: its states' strides.
 
     The strides of a DTensor are those of its local tensors. ``first_index``, of its first element
-    in the whole tensor, and ``key`` say which random bits are the parameter's.
+    in the whole tensor, and ``key`` say which random bits are the parameter's. ``dtype`` and
+    ``device`` are those that the parameter had when the plan was made: its ``.data`` may be set to
+    others.
     """
 
     param: Tensor
@@ -41,6 +43,8 @@ class Member(NamedTuple):
     formats: Formats = PLAIN
     first_index: int = 0
     key: int = 0
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
 
     @property
     def coding(self) -> tuple[bool, bool, int, int] | None:

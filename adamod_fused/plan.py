@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import by_reference, coded_states, execution, fake, formats, norm, states, validation
 from .backends import Backend, choose, extension
+from .backends.extension import in_float_environment
 from .bound_stats import Look
 from .codes import key_of
 from .control import Control
@@ -134,7 +135,8 @@ class Plan:
         ordinal = len(self._members)
         key = key_of(group["seed"], self._ordinals[ordinal] if self._ordinals else ordinal)
         first = 0 if stored.are_plain else first_index(param, layout)
-        return Member(param, group_index, label, number, layout, stored, first, key)
+        kind = param.dtype, param.device
+        return Member(param, group_index, label, number, layout, stored, first, key, *kind)
 
     def _counts_there(
         self, backend: Backend, group: dict[str, Any], entries: dict[str, Any] | None
@@ -215,13 +217,22 @@ class Plan:
             grad = self._grad_of(param)
             if grad is None:
                 continue
-            if not state.get(param):
+            if not state.get(param) or not self._is_as_planned(member):
                 return False
             self._check(param, member.label, state)
             if not states.fit(self._rule, member, state[param]):
                 return False
             self._due_by_reference.append(ReferenceStep(member, grad, state[param]))
         return True
+
+    @staticmethod
+    def _is_as_planned(member: Member) -> bool:
+        """Whether a parameter that the reference steps has the kind and layout of the plan."""
+        param = member.param
+        if (param.dtype, param.device) != (member.dtype, member.device):
+            return False
+        # Blocks of codes and random bits follow the order of elements in memory.
+        return member.formats.are_plain or dense_strides(local(param)) == member.layout
 
     def load(self, state: State) -> None:
         """Takes down this step's tensors where gradients come from elsewhere than ``.grad``."""
@@ -342,6 +353,7 @@ class Plan:
         self._table.set_groups(index, [tuple(map(address, numbers)) for numbers in groups])
         return held
 
+    @in_float_environment
     @torch.no_grad()
     def _run_reference(
         self, hyperparameters: Sequence[dict[str, Any]], control: Control | None, look: Look | None
@@ -366,6 +378,7 @@ class Plan:
                 look.add(*by_reference.observe(self._rule, step, scalars, factor), [ordinal])
             step.states["step"] += 1
 
+    @in_float_environment
     @torch.no_grad()
     def sum_squares(self) -> Tensor:
         """Of all gradients that ``refresh`` took down, which are let go: 0-dim float64.

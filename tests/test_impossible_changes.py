@@ -108,3 +108,26 @@ def test_a_parameter_listed_twice_is_an_error(backend: str) -> None:
     ):
         optimizer.step()
     before.assert_unchanged()
+
+
+@pytest.mark.parametrize("weight_format", ["split", "stochastic"])
+@pytest.mark.parametrize(
+    ("dtype", "error", "message"),
+    [
+        (torch.float16, ValueError, r"keeps float32 weights in bfloat16 .* is torch\.float16"),
+        (torch.float32, ValueError, r"keeps float32 weights in bfloat16 .* is torch\.float32"),
+        (torch.float64, TypeError, r"exp_avg of .*float32 .* of dtype torch\.float64 has"),
+    ],
+)
+def test_weights_in_a_format_of_bfloat16_stay_bfloat16(
+    dtype: torch.dtype, error: type[Exception], message: str, weight_format: str, backend: str
+) -> None:
+    (param,) = random_params((6,), dtype=torch.bfloat16)
+    optimizer = AdaMod([param], **OPTIONS, backend=backend, weight_format=weight_format)
+    train_step(optimizer, 0)
+    param.data = param.data.to(dtype)
+    param.grad = torch.ones(6, dtype=dtype)
+    before = Snapshot(optimizer)
+    with pytest.raises(error, match=message):
+        optimizer.step()
+    before.assert_unchanged()

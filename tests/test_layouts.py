@@ -120,3 +120,18 @@ def test_autograd_learns_that_parameters_changed(layout: str, shape: tuple, back
         optimizer.step()
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
+
+
+@pytest.mark.parametrize("weight_format", ["plain", "split"])
+def test_autograd_learns_that_states_changed(
+    weight_format: str, state_format: str, backend: str, reader: None
+) -> None:
+    (param,) = random_params((130,), dtype=torch.bfloat16)
+    optimizer = AdaMod([param], **OPTIONS, backend=backend, weight_format=weight_format)
+    set_random_grads([param], 0)
+    optimizer.step()
+    tensors = {"param": param, **optimizer.state[param]}
+    versions = {name: tensor._version for name, tensor in tensors.items()}
+    optimizer.step()
+    unchanged = [name for name, tensor in tensors.items() if tensor._version == versions[name]]
+    assert not unchanged

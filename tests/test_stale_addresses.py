@@ -174,6 +174,13 @@ def test_module_is_changed_between_steps(change: str) -> None:
         assert actual.state[param]["exp_avg"].dtype == torch.float32
 
 
+@pytest.mark.usefixtures("state_format")
+def test_codes_follow_a_module_into_channels_last() -> None:
+    """Blocks and random bits follow the order in memory, which is then another."""
+    expected, actual = module_to(MODULE_CHANGES["channels_last"])
+    assert_same_training(actual, expected)
+
+
 @pytest.mark.usefixtures("reader")
 def test_states_follow_a_module_into_channels_last_by_value() -> None:
     model = Net()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 from .base import Status
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _load(name: str, remedy: str) -> tuple[Any, Status]:
@@ -23,3 +28,20 @@ cuda, cuda_status = _load(
     "install with nvcc on PATH or CUDA_HOME set: "
     "ADAMOD_CUDA=1 pip install --force-reinstall --no-deps . in the source tree",
 )
+
+
+def in_float_environment(function: Callable[P, R]) -> Callable[P, R]:
+    """``function``, with the calling thread in the engine's floating-point environment.
+
+    See csrc/engine/float_environment.h. Operators of torch's on many elements run on other threads
+    too, which keep what is set there.
+    """
+    if core is None:
+        return function
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        result: R = core.in_float_environment(function, *args, **kwargs)
+        return result
+
+    return call

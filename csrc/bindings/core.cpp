@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../engine/cpu.h"
+#include "../engine/float_environment.h"
 #include "../engine/huge_pages.h"
 #include "../rules/all.h"
 #include "table.h"
@@ -128,6 +129,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_step", &cpu_step, py::arg("rule"), py::arg("dtype"), py::arg("table"),
         py::arg("index"), py::arg("grad_scale"), py::arg("threads"), py::arg("instruction_set"),
         py::arg("observed") = 0);
+  m.def("in_float_environment",
+        [](const py::function& call, const py::args& arguments, const py::kwargs& keywords) {
+          py::object result;
+          in_float_environment([&] { result = call(*arguments, **keywords); });
+          return result;
+        });
   m.def("cpu_sum_squares", &cpu_sum_squares);
   m.def("cpu_instruction_sets", &cpu::instruction_sets);
   m.def("prefer_huge_pages", [](std::uintptr_t address, std::size_t bytes) {

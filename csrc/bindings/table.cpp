@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "../engine/float_environment.h"
 #include "../engine/scalars.h"
 
 namespace {
@@ -144,13 +145,15 @@ void Table::stage(int index, std::uintptr_t param_address, std::uintptr_t grad_a
 }
 
 void Table::prepare(const std::string& rule, const py::list& groups) {
-  scalars64_.clear();
-  for (const auto& [index, step] : due_) {
-    Group group{};
-    set_numbers(group, groups[static_cast<std::size_t>(index)]);
-    prepare_scalars(rule, step, group, scalars64_);
-  }
-  scalars_.assign(scalars64_.begin(), scalars64_.end());  // each rounded once
+  in_float_environment([&] {
+    scalars64_.clear();
+    for (const auto& [index, step] : due_) {
+      Group group{};
+      set_numbers(group, groups[static_cast<std::size_t>(index)]);
+      prepare_scalars(rule, step, group, scalars64_);
+    }
+    scalars_.assign(scalars64_.begin(), scalars64_.end());  // each rounded once
+  });
 }
 
 void Table::set_groups(int index, const py::list& groups) {
@@ -205,24 +208,37 @@ std::vector<int> Table::row_params(int index) const {
 }
 
 void Table::advance(int index) {
-  std::vector<PyObject*> stepped;
+  std::vector<Param*> stepped;
   stepped.reserve(gathered_.size());
   for (const std::size_t i : gathered_) {
     Param& param = params_[i];
     if (param.batch != index || !param.is_due) continue;
     if (param.step != nullptr) *param.step += 1;
-    release(param);
-    PyObject* const tensor = param.object.ptr();
-    stepped.push_back(tensor);
-    if (dtensors_.is_dtensor(tensor)) stepped.push_back(dtensors_.local(tensor));
+    stepped.push_back(&param);
   }
-  if (reader_.bumps_versions()) {
-    for (PyObject* tensor : stepped) reader_.bump_version(tensor);
-  } else {
-    py::list tensors;
-    for (PyObject* tensor : stepped) tensors.append(py::reinterpret_borrow<py::object>(tensor));
-    increment_version_(tensors);
+  py::list written;  // where Python is to bump their versions
+  const auto bump = [&](PyObject* tensor) {
+    if (reader_.bumps_versions()) {
+      reader_.bump_version(tensor);
+    } else {
+      written.append(py::reinterpret_borrow<py::object>(tensor));
+    }
+  };
+  const auto bump_with_local = [&](const py::object& tensor) {
+    if (!tensor) return;
+    bump(tensor.ptr());
+    if (dtensors_.is_dtensor(tensor.ptr())) bump(dtensors_.local(tensor.ptr()));
+  };
+  for (const Param* param : stepped) {
+    bump_with_local(param->object);
+    for (std::size_t k = 1; k <= entry_names_.size(); ++k) bump_with_local(param->held[k]);
+    if (param->coding < 0) continue;
+    const Coding& coding = codings_[static_cast<std::size_t>(param->coding)];
+    bump_with_local(coding.exponents);
+    bump_with_local(coding.remainders);
   }
+  if (!written.empty()) increment_version_(written);
+  for (Param* param : stepped) release(*param);
 }
 
 int Table::traverse(visitproc visit, void* arg) const {

@@ -124,7 +124,7 @@ class Table {
   std::vector<int> row_params(int batch) const;
 
   // After a batch's launch: its step counts on the host plus one, and autograd learns which
-  // parameters changed, of DTensors their local tensors too.
+  // tensors changed, parameters and states, of DTensors their local tensors too.
   void advance(int batch);
 
   // For Python's garbage collector: a parameter may lead back to the optimizer that holds us.

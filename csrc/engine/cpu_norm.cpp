@@ -5,6 +5,7 @@
 
 #include "cpu.h"
 #include "cpu_targets.h"
+#include "float_environment.h"
 #include "storage.h"
 #include "threads.h"
 
@@ -108,9 +109,13 @@ double sum_squares(const std::string& dtype, const GradRow* rows, std::int64_t n
   run_on_threads(static_cast<int>(std::clamp<std::int64_t>(num_segments / claim_size, 1, threads)),
                  task);
 
-  double lanes[segment_lanes] = {};
-  for (std::size_t i = 0; i < sums.size(); ++i) lanes[i % segment_lanes] += sums[i];
-  return halved(lanes);
+  double total = 0;
+  in_float_environment([&] {
+    double lanes[segment_lanes] = {};
+    for (std::size_t i = 0; i < sums.size(); ++i) lanes[i % segment_lanes] += sums[i];
+    total = halved(lanes);
+  });
+  return total;
 }
 
 }  // namespace cpu

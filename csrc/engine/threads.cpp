@@ -1,12 +1,15 @@
 #include "threads.h"
 
 #include <dlfcn.h>
-#include <unistd.h>
+#include <pthread.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
 #include <thread>
+
+#include "float_environment.h"
 
 namespace {
 
@@ -63,32 +66,38 @@ class ThreadPool {
   std::uint64_t round_ = 0;
 };
 
-// A forked child has the memory of a pool or of OpenMP's team, and none of their threads.
-const pid_t loading_process = getpid();
-
 // Pools are never destroyed: their sleeping threads must not outlive the memory that they wait on.
+std::atomic<ThreadPool*> pool{nullptr};
+std::atomic<bool> is_forked{false};
+
+// A forked child has the memory of a pool or of OpenMP's team, and none of their threads. Process
+// ids would not tell: a child in a new PID namespace may have its parent's.
+const int registered = pthread_atfork(nullptr, nullptr, [] {
+  is_forked = true;
+  pool = nullptr;
+});
+
 ThreadPool& pool_of_this_process() {
-  static std::mutex mutex;
-  static ThreadPool* pool = nullptr;
-  static pid_t owner = 0;
-  const std::lock_guard<std::mutex> lock(mutex);
-  if (owner != getpid()) {
-    pool = new ThreadPool;
-    owner = getpid();
+  ThreadPool* found = pool;
+  if (found == nullptr) {
+    auto* const made = new ThreadPool;  // no threads yet
+    if (pool.compare_exchange_strong(found, made)) return *made;
+    delete made;
   }
-  return *pool;
+  return *found;
 }
 
 }  // namespace
 
 void run_on_threads(int threads, const Task& task) {
   static const GompParallel openmp = find_openmp();
+  const Task whole = [&task] { in_float_environment(task); };
   if (threads <= 1) {
-    task();
-  } else if (openmp != nullptr && getpid() == loading_process) {
-    openmp([](void* data) { (*static_cast<const Task*>(data))(); }, const_cast<Task*>(&task),
+    whole();
+  } else if (openmp != nullptr && !is_forked) {
+    openmp([](void* data) { (*static_cast<const Task*>(data))(); }, const_cast<Task*>(&whole),
            static_cast<unsigned>(threads), 0);
   } else {
-    pool_of_this_process().run(threads, task);
+    pool_of_this_process().run(threads, whole);
   }
 }

@@ -6,6 +6,7 @@
 
 #include <functional>
 
-// Runs `task` on `threads` threads at once, the caller among them, and returns when all are done.
-// Calls from several threads are safe, and so are calls after a fork. `task` must not throw.
+// Runs `task` on `threads` threads at once, the caller among them, and returns when all are done;
+// each runs it in the engine's own floating-point environment. Calls from several threads are safe,
+// and so are calls after a fork. `task` must not throw.
 void run_on_threads(int threads, const std::function<void()>& task);
