@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from . import __version__, backends, formats
 from .backends.cpu import CpuBackend
 from .console import open_console
+from .extras import installed, version_of
 
 DESCRIPTION = (
     "Say which backends work on this machine and, for each that does not, why and what to do; "
@@ -67,13 +67,9 @@ def versions() -> dict[str, str]:
 
 
 def _triton() -> str:
-    # Read from the installed package's record: importing Triton is slow and can fail.
-    for package in ("triton", "pytorch-triton", "triton-windows"):
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            continue
-    return "not installed"
+    if not installed("triton"):
+        return "not installed"
+    return version_of("triton") or "of unknown version"
 
 
 def _gpus() -> str:

@@ -77,7 +77,7 @@ def first_index(tensor: Tensor, strides: tuple[int, ...]) -> int:
         return 0
     mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
     cuts = [(dim, p) for dim, p in enumerate(placements) if not p.is_replicate()]
-    in_rows = torch.empty(local(tensor).shape, device="meta").stride()
+    in_rows = torch.empty(local(tensor).shape, dtype=torch.float32, device="meta").stride()
     coordinate = mesh.get_coordinate()
     if len(cuts) != 1 or strides != in_rows or coordinate is None:
         return 0

@@ -8,6 +8,9 @@ names.
 
 from __future__ import annotations
 
+import importlib.metadata
+import re
+from functools import cache
 from importlib.util import find_spec
 
 INSTALL = "pip install 'adamod_fused[demo]'"
@@ -17,6 +20,26 @@ INSTALL_REPORT = "pip install 'adamod_fused[report]'"
 def installed(package: str) -> bool:
     """Whether ``package`` can be imported, without importing it."""
     return find_spec(package) is not None
+
+
+@cache
+def version_of(package: str) -> str | None:
+    """The version of the distribution that installed ``package``; None where no record says it.
+
+    Distributions of one package have several names: triton, pytorch-triton-rocm, triton-windows.
+    The package is not imported, which may be slow and may fail.
+    """
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        distributions = importlib.metadata.packages_distributions().get(package)
+        return importlib.metadata.version(distributions[0]) if distributions else None
+
+
+def is_older(version: str, oldest: tuple[int, int]) -> bool:
+    """Whether ``version``, such as "3.2.0+git1a2b" or "3.2rc1", is of an earlier release."""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return numbers is not None and tuple(map(int, numbers.groups())) < oldest
 
 
 def require_matplotlib() -> None:

@@ -58,5 +58,5 @@ def by_reference(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
 def total(sums: Sequence[Tensor]) -> Tensor:
     """The sum of all parts on the first one's device: 0-dim float64."""
     if not sums:
-        return torch.zeros((), dtype=torch.float64)
+        return torch.zeros((), dtype=torch.float64, device="cpu")
     return functools.reduce(lambda a, b: a + b.to(a.device), sums)

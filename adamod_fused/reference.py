@@ -61,7 +61,8 @@ def sum_squares(tensors: Sequence[Tensor]) -> Tensor:
         if tensor.numel() > 0
     ]
     if not segments:
-        return torch.zeros((), dtype=torch.float64)
+        device = tensors[0].device if tensors else "cpu"
+        return torch.zeros((), dtype=torch.float64, device=device)
     sums = torch.cat(segments)
     whole = -(-len(sums) // SEGMENT_LANES) * SEGMENT_LANES
     return sum_in_lanes(_in_rows(sums, whole), SEGMENT_LANES)[0]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -13,10 +16,11 @@ import torch
 from helpers import OPTIONS, Snapshot, random_params, set_random_grads
 from torch import nn
 
-from adamod_fused import AdaMod, backends, reference
+from adamod_fused import AdaMod, backends, doctor, extras, reference
 from adamod_fused.backends import extension
 from adamod_fused.backends.base import Status
 from adamod_fused.backends.cuda import CudaBackend
+from adamod_fused.backends.triton import TritonBackend
 
 ROOT = Path(__file__).resolve().parents[1]
 RULES = {reference.AdaMod.name: reference.AdaMod}
@@ -129,6 +133,42 @@ for missing in (0, 1, None):
 assert [float(optimizer.state[p]["step"]) for p in params] == [2.0, 2.0]
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+@pytest.fixture
+def another_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Has the package triton come from a distribution of any name and version, or from none."""
+
+    def install(version: str, distribution: str | None) -> None:
+        def version_of(name: str) -> str:
+            if name != distribution:
+                raise PackageNotFoundError(name)
+            return version
+
+        found = {"triton": [distribution]} if distribution else {}
+        monkeypatch.setattr(importlib.metadata, "version", version_of)
+        monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: found)
+        extras.version_of.cache_clear()
+
+    monkeypatch.setattr(extras, "find_spec", lambda _: object())
+    monkeypatch.setattr("adamod_fused.backends.triton._interpreted", lambda: True)
+    yield install
+    extras.version_of.cache_clear()
+
+
+@pytest.mark.parametrize("distribution", ["triton", "pytorch-triton-rocm", None])
+@pytest.mark.parametrize("version", ["3.2.0+git1a2b", "3.5rc1"])
+def test_a_triton_from_any_distribution(
+    version: str, distribution: str | None, another_triton: Callable[..., None]
+) -> None:
+    another_triton(version, distribution)
+    assert TritonBackend().status() == Status(True)
+    assert doctor.versions()["triton"] == (version if distribution else "of unknown version")
+
+
+def test_a_triton_that_is_too_old(another_triton: Callable[..., None]) -> None:
+    another_triton("3.1.0", "pytorch-triton-rocm")
+    assert "Triton 3.1.0 is too old" in TritonBackend().status().reason
 
 
 def test_importing_the_package_does_not_import_triton() -> None:

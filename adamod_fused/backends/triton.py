@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
 from functools import cache
 from types import ModuleType
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..extras import installed
+from ..extras import installed, is_older, version_of
 from . import extension
 from .base import Status, refusal
 
@@ -47,8 +46,8 @@ class TritonBackend:
             return Status(
                 False, "the package triton is not installed", "pip install 'adamod_fused[triton]'"
             )
-        version = importlib.metadata.version("triton")
-        if tuple(map(int, version.split(".")[:2])) < OLDEST:
+        version = version_of("triton")
+        if version is not None and is_older(version, OLDEST):
             return Status(
                 False, f"Triton {version} is too old", "pip install 'adamod_fused[triton]'"
             )

@@ -178,7 +178,7 @@ def _templates(groups: list[Group], optimizer: AdaMod | None) -> list[Group]:
     """What each group falls back on: the optimizer's group, or AdaMod's defaults."""
     if optimizer is None:
         # Those of an instance, since only it knows all hyperparameters that a state dict needs.
-        return [AdaMod([torch.empty(0)]).defaults] * len(groups)
+        return [AdaMod([torch.empty(0, dtype=torch.float32, device="cpu")]).defaults] * len(groups)
     if not isinstance(optimizer, AdaMod):
         raise TypeError(
             f"optimizer must be the AdaMod to go on with, got {type(optimizer).__name__}; what "
@@ -303,7 +303,7 @@ def export(
     saved = state_dict.state_dict() if isinstance(state_dict, AdaMod) else state_dict
     groups = check_structure(saved)
     check_groups(groups, ADAMOD)
-    defaults = torch.optim.AdamW([torch.empty(0)]).defaults
+    defaults = torch.optim.AdamW([torch.empty(0, dtype=torch.float32, device="cpu")]).defaults
     options = {"foreach": foreach, "fused": fused, "capturable": capturable}
     exported = [
         {

@@ -81,7 +81,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _contestants(settings: Settings, device: torch.device) -> tuple[Contestant, ...]:
     asked = None if settings.backend == "auto" else settings.backend
-    backend = backends.choose(asked, torch.empty(1, device=device))
+    backend = backends.choose(asked, torch.empty(1, dtype=torch.float32, device=device))
 
     def adamod(name: str | None, parameters: list[nn.Parameter]) -> Optimizer:
         return AdaMod(parameters, lr=settings.lr, beta3=settings.beta3, backend=name)

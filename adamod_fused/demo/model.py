@@ -21,7 +21,7 @@ class Transformer(nn.Module):
     def __init__(self, *, vocabulary: int, width: int, layers: int, context: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
-        self.position = nn.Parameter(torch.empty(context, width))
+        self.position = nn.Parameter(torch.empty(context, width, dtype=torch.float32, device="cpu"))
         self.blocks = nn.ModuleList(Block(width) for _ in range(layers))
         self.norm = nn.LayerNorm(width, bias=False)
 

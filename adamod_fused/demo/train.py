@@ -139,7 +139,10 @@ def _batches(tokens: Tensor, settings: Settings) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(settings.seed)
     window = torch.arange(settings.context + 1, device=tokens.device)
     starts = torch.randint(
-        len(tokens) - settings.context, (settings.steps, settings.batch), generator=generator
+        len(tokens) - settings.context,
+        (settings.steps, settings.batch),
+        generator=generator,
+        device="cpu",
     )
     for start in starts.to(tokens.device):
         yield tokens[start[:, None] + window]
@@ -148,7 +151,8 @@ def _batches(tokens: Tensor, settings: Settings) -> Iterator[Tensor]:
 def _validation_windows(tokens: Tensor, context: int) -> Tensor:
     windows = tokens.unfold(0, context + 1, context)
     count = min(VALIDATION_WINDOWS, len(windows))
-    return windows[torch.linspace(0, len(windows) - 1, count).long()]
+    spread = torch.linspace(0, len(windows) - 1, count, dtype=torch.float32, device="cpu")
+    return windows[spread.long()]
 
 
 def _loss(model: nn.Module, batch: Tensor) -> Tensor:
