@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
+from . import coded_states, validation
 from .dtensor import local
+
+if TYPE_CHECKING:
+    from .optimizer import FusedOptimizer
+
+
+def read_or_written(optimizer: FusedOptimizer) -> Iterator[tuple[str, Tensor]]:
+    """Names and gradients, parameters and values of states, one after another."""
+    rule = optimizer.rule
+    for index, group in enumerate(optimizer.param_groups):
+        for i, param in enumerate(group["params"]):
+            if is_lazy(param):
+                continue
+            who = validation.label(index, i, group)
+            entries = optimizer.state.get(param) or {}
+            values = coded_states.to_values(rule, param, entries) if entries else {}
+            if param.grad is not None:
+                yield f"the gradient of {who}", param.grad
+            yield who, param
+            yield from (
+                (f"{name} of {who}", values[name]) for name in rule.states if name in values
+            )
 
 
 def check(named: Iterable[tuple[str, Tensor]]) -> None:

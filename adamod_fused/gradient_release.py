@@ -38,7 +38,7 @@ class GradientRelease:
         self._waiting += param.numel()
         if self._waiting >= self._batch_numel:
             with torch.no_grad():
-                self._optimizer._step_exclusively()
+                self._optimizer._step_within_backward()
             self.free()
 
     def free(self) -> None:

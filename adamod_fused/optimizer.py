@@ -5,7 +5,7 @@ A subclass names its rule and checks its hyperparameters; it knows neither memor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,9 +16,10 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from . import coded_states, execution, finite, formats, state_dicts, validation
+from . import execution, finite, formats, state_dicts, validation
 from .bound_stats import BoundTracker
 from .control import Clip, HandedOver, check_max_norm, clip_of, control, hand_over, scale_of
+from .exclusion import Exclusion
 from .hyperparameters import as_numbers, is_on_device
 from .memory_report import MemoryReport, memory_report
 from .plan import Plan, is_capturing
@@ -52,6 +53,7 @@ class FusedOptimizer(Optimizer):
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self._check_group(defaults)
         super().__init__(params, defaults)
+        self._exclusion = Exclusion()
         self._release: GradientRelease | None = None
         self._tracker = BoundTracker()
         self._clip: Clip | None = None  # for the next step
@@ -60,7 +62,6 @@ class FusedOptimizer(Optimizer):
 
     def _forget_plan(self) -> None:
         self._plan: Plan | None = None
-        self._is_stepping = False
         self._checked: list[dict[str, Any]] = []  # hyperparameters that passed, a dict a group
         self._counts_on_device = False  # needed by something that only a device knows
         self._hyperparameter_names = [n for n in self.defaults if n not in KEYWORDS]
@@ -76,6 +77,7 @@ class FusedOptimizer(Optimizer):
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
         # These outlive load_state_dict(), which calls this, and not a copy.
+        self.__dict__.setdefault("_exclusion", Exclusion())
         self.__dict__.setdefault("_release", None)
         self.__dict__.setdefault("_tracker", BoundTracker())
         self.__dict__.setdefault("_handed_over", None)
@@ -137,18 +139,18 @@ class FusedOptimizer(Optimizer):
         return loss
 
     def _step_eagerly(self) -> None:
-        self._step_exclusively()
-        self._tracker.advance()
-        if self._release is not None:
-            self._release.free()
+        with self._exclusion.of("step()"):
+            self._step_once()
+            self._tracker.advance()
+            if self._release is not None:
+                self._release.free()
 
-    def _step_exclusively(self) -> None:
-        if self._is_stepping:
-            raise RuntimeError(
-                "step() was called while this optimizer is stepping, by another thread or by code "
-                "that reading a gradient runs; let one step end before the next begins"
-            )
-        self._is_stepping = True
+    def _step_within_backward(self) -> None:
+        """Steps what has a gradient so far; ``step()`` is to follow."""
+        with self._exclusion.of("a step within backward"):
+            self._step_once()
+
+    def _step_once(self) -> None:
         try:
             self._step()
         except BaseException:
@@ -158,8 +160,6 @@ class FusedOptimizer(Optimizer):
                 self.__dict__.pop(name, None)
             self._tracker.abandon()
             raise
-        finally:
-            self._is_stepping = False
 
     def _step(self) -> None:
         hyperparameters = self._hyperparameters()
@@ -269,8 +269,12 @@ class FusedOptimizer(Optimizer):
             return norm
         return self._clip_eagerly(*arguments)
 
+    def _clip_eagerly(self, *arguments: Any) -> Tensor:
+        with self._exclusion.of("clip_grad_norm_()"):
+            return self._clip_norm(*arguments)
+
     @torch.no_grad()
-    def _clip_eagerly(
+    def _clip_norm(
         self,
         max_norm: float,
         norm_type: float,
@@ -323,21 +327,7 @@ class FusedOptimizer(Optimizer):
         Raises:
             FloatingPointError: names the first such tensor, in the order of the param groups.
         """
-        finite.check(self._read_or_written())
-
-    def _read_or_written(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and gradients, parameters and values of states, one after another."""
-        for index, group in enumerate(self.param_groups):
-            for i, param in enumerate(group["params"]):
-                if is_lazy(param):
-                    continue
-                who = validation.label(index, i, group)
-                entries = self.state.get(param) or {}
-                values = coded_states.to_values(self.rule, param, entries) if entries else {}
-                if param.grad is not None:
-                    yield f"the gradient of {who}", param.grad
-                yield who, param
-                yield from ((f"{n} of {who}", values[n]) for n in self.rule.states if n in values)
+        finite.check(finite.read_or_written(self))
 
     def memory_report(self) -> MemoryReport:
         """What the states take, and split weights beside the parameters, of this rank.
@@ -395,7 +385,7 @@ class FusedOptimizer(Optimizer):
         Raises:
             TypeError, ValueError: the state dict does not fit; the optimizer is unchanged.
         """
-        with state_dicts.loading(self):
+        with self._exclusion.of("load_state_dict()"), state_dicts.loading(self):
             super().load_state_dict(state_dict)
 
     def state_dict(self) -> dict[str, Any]:

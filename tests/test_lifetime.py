@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import gc
+import re
 import threading
 import weakref
+from typing import Any
 
 import pytest
 import torch
-from helpers import OPTIONS, assert_same_bits, random_params, set_random_grads
+from helpers import (
+    OPTIONS,
+    assert_same_bits,
+    assert_same_training,
+    random_params,
+    set_random_grads,
+)
 
 from adamod_fused import AdaMod, functional
 from adamod_fused.backends.cpu import CpuBackend
@@ -86,7 +94,7 @@ def test_a_step_inside_a_step_is_refused(backend: str) -> None:
     optimizer.step()
     before = param.detach().clone()
     param.on_read = optimizer.step
-    with pytest.raises(RuntimeError, match="while this optimizer is stepping"):
+    with pytest.raises(RuntimeError, match=r"while step\(\) of this optimizer was running"):
         optimizer.step()
     assert_same_bits(param, before)
     param.on_read = lambda: None
@@ -94,27 +102,47 @@ def test_a_step_inside_a_step_is_refused(backend: str) -> None:
     assert optimizer.state[param]["step"] == 2
 
 
-def test_a_step_by_another_thread_meanwhile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    params = random_params((4,))
-    optimizer = AdaMod(params, **OPTIONS, backend="cpu")
-    set_random_grads(params, 0)
-    run, refused = CpuBackend.run, []
+CALLS = {
+    "step()": AdaMod.step,
+    "clip_grad_norm_()": lambda optimizer: optimizer.clip_grad_norm_(1e-3),
+    "load_state_dict()": lambda optimizer: optimizer.load_state_dict(optimizer.state_dict()),
+}
+KERNELS = {"step()": "run", "clip_grad_norm_()": "sum_squares"}
 
-    def step_beside() -> None:
-        with pytest.raises(RuntimeError, match="by another thread"):
-            optimizer.step()
+
+@pytest.mark.parametrize("running", KERNELS)
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_by_another_thread_meanwhile_is_refused(
+    call: str, running: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel lets other Python threads run, and reads the table that the call would write."""
+    params, twins = random_params((4,)), random_params((4,))
+    optimizer, twin = (AdaMod(each, **OPTIONS, backend="cpu") for each in (params, twins))
+    for each in (optimizer, twin):
+        set_random_grads(each.param_groups[0]["params"], 0)
+        each.step()
+    kernel, refused = getattr(CpuBackend, KERNELS[running]), []
+    message = re.escape(f"{call} was called while {running} of this optimizer was running, by anot")
+
+    def call_beside() -> None:
+        with pytest.raises(RuntimeError, match=message):
+            CALLS[call](optimizer)
         refused.append(True)
 
-    def run_beside_another(*arguments) -> None:
-        thread = threading.Thread(target=step_beside)
+    def run_beside_another(*arguments: Any) -> Any:
+        thread = threading.Thread(target=call_beside)
         thread.start()
         thread.join(30)
-        run(*arguments)
+        return kernel(*arguments)
 
-    monkeypatch.setattr(CpuBackend, "run", run_beside_another)
-    optimizer.step()
+    with monkeypatch.context() as patched:
+        patched.setattr(CpuBackend, KERNELS[running], run_beside_another)
+        CALLS[running](optimizer)
     assert refused == [True]
-    assert optimizer.state[params[0]]["step"] == 1
+    CALLS[running](twin)
+    for each in (optimizer, twin):
+        each.step()
+    assert_same_training(optimizer, twin)
 
 
 def test_what_a_kernel_reads_is_held_until_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
