@@ -99,6 +99,8 @@ def inverse(grad_scale: Tensor) -> Tensor:
     return grad_scale.reshape(()).double().reciprocal().float()
 
 
+@torch.inference_mode(False)  # outside of it the scaler writes to what was found here
+@torch.no_grad()
 @in_float_environment
 def clip_of(
     sum_squares: Tensor, max_norm: float, scale: Tensor | None, fingerprint: Any

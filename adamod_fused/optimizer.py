@@ -140,10 +140,12 @@ class FusedOptimizer(Optimizer):
 
     def _step_eagerly(self) -> None:
         with self._exclusion.of("step()"):
+            if self._release is not None:
+                self._release.check(self)
             self._step_once()
             self._tracker.advance()
             if self._release is not None:
-                self._release.free()
+                self._release.finish(self)
 
     def _step_within_backward(self) -> None:
         """Steps what has a gradient so far; ``step()`` is to follow."""
@@ -239,7 +241,8 @@ class FusedOptimizer(Optimizer):
         The gradients are read once and not changed: the step multiplies them by the clip
         coefficient ``min(1, max_norm / (norm + 1e-6))``, which stays on the device. To be called
         after the last backward pass and right before ``step()``; called twice, the last call
-        holds. What writes to a gradient's ``.data`` in between is not seen. The value is that of
+        holds. What writes to a gradient's ``.data`` in between is not seen, nor what writes to a
+        gradient that was made in inference mode. The value is that of
         ``torch.nn.utils.clip_grad_norm_``, which changes gradients.
 
         Args:
@@ -269,12 +272,7 @@ class FusedOptimizer(Optimizer):
             return norm
         return self._clip_eagerly(*arguments)
 
-    def _clip_eagerly(self, *arguments: Any) -> Tensor:
-        with self._exclusion.of("clip_grad_norm_()"):
-            return self._clip_norm(*arguments)
-
-    @torch.no_grad()
-    def _clip_norm(
+    def _clip_eagerly(
         self,
         max_norm: float,
         norm_type: float,
@@ -283,23 +281,31 @@ class FusedOptimizer(Optimizer):
     ) -> Tensor:
         bound = check_max_norm(max_norm)
         self._check_not_released("clip_grad_norm_()")
-        if norm_type != 2:
+        with self._exclusion.of("clip_grad_norm_()"):
+            if grad_scaler is None and self._is_handed_over():
+                raise RuntimeError(
+                    "clip_grad_norm_() was called with a grad_scaler and is called again without; "
+                    "give it again, since the gradients still carry the loss scale"
+                )
+            if norm_type == 2:
+                return self._clip_in_step(bound, error_if_nonfinite, grad_scaler)
             if grad_scaler is not None and grad_scaler.is_enabled():
                 raise ValueError(
                     f"grad_scaler serves norm_type 2, got {norm_type!r}; call "
                     "grad_scaler.unscale_(optimizer) and leave grad_scaler out"
                 )
-            self._clip = None
             params = [p for group in self.param_groups for p in group["params"]]
-            return clip_grad_norm_(params, bound, norm_type, error_if_nonfinite)
+            norm = clip_grad_norm_(params, bound, norm_type, error_if_nonfinite)
+            self._clip = None
+            return norm
+
+    @torch.no_grad()
+    def _clip_in_step(
+        self, bound: float, error_if_nonfinite: bool, grad_scaler: GradScaler | None
+    ) -> Tensor:
         scale = None
         if grad_scaler is not None:
             scale = scale_of(grad_scaler, self, self._is_handed_over())
-        elif self._is_handed_over():
-            raise RuntimeError(
-                "clip_grad_norm_() was called with a grad_scaler and is called again without; "
-                "give it again, since the gradients still carry the loss scale"
-            )
         plan = self._refreshed_plan()
         fingerprint = plan.fingerprint()
         norm, clip = clip_of(plan.sum_squares(), bound, scale, fingerprint)

@@ -40,6 +40,11 @@ def is_capturing() -> bool:
     return is_used and torch.cuda.is_current_stream_capturing()
 
 
+def _version(tensor: Tensor) -> int | None:
+    """How often it was written; None for one made in inference mode, which does not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
 class Plan:
     """The parameters of an optimizer, each with the backend that serves it.
 
@@ -408,7 +413,7 @@ class Plan:
         """Which gradients ``refresh`` took down, by weak references, and their versions."""
         by_table = self._table.fingerprint() if self._table is not None else []
         grads = [step.grad for step in self._due_by_reference]
-        return by_table, [(weakref.ref(grad), grad._version) for grad in grads]
+        return by_table, [(weakref.ref(grad), _version(grad)) for grad in grads]
 
     def has_fingerprint(self, fingerprint: Any) -> bool:
         """Whether the gradients are those of a ``fingerprint``, unchanged."""
@@ -419,7 +424,7 @@ class Plan:
             is_same
             and len(grads) == len(by_reference)
             and all(
-                known() is grad and version == grad._version
+                known() is grad and version == _version(grad)
                 for grad, (known, version) in zip(grads, by_reference, strict=True)
             )
         )

@@ -185,12 +185,32 @@ def test_clipped_twice_with_a_scaler(any_backend: str) -> None:
     assert_same_training(twice, once)
 
 
-def test_clipped_again_without_the_scaler() -> None:
+@pytest.mark.parametrize("norm_type", [2.0, math.inf])
+def test_clipped_again_without_the_scaler(norm_type: float) -> None:
     optimizer, scaler = make_optimizer(), make_scaler()
     set_scaled_grads(optimizer, 0, SCALE)
     optimizer.clip_grad_norm_(1.0, grad_scaler=scaler)
+    before = Snapshot(optimizer)
     with pytest.raises(RuntimeError, match="called again without; give it again"):
-        optimizer.clip_grad_norm_(1.0)
+        optimizer.clip_grad_norm_(1.0, norm_type)
+    before.assert_unchanged()
+
+
+def test_a_scaled_clip_in_inference_mode(any_backend: str) -> None:
+    """The scaler adds up what several clips found, outside of that mode."""
+    scaler = make_scaler()
+    optimizers = [make_optimizer(backend=any_backend, seed=seed) for seed in range(2)]
+    twins = [make_optimizer(seed=seed) for seed in range(2)]
+    for optimizer, twin in zip(optimizers, twins, strict=True):
+        set_scaled_grads(optimizer, 0, SCALE)
+        set_scaled_grads(twin, 0, 1.0)
+        with torch.inference_mode():
+            optimizer.clip_grad_norm_(0.3, grad_scaler=scaler)
+        twin.clip_grad_norm_(0.3)
+        scaler.step(optimizer)
+        twin.step()
+        assert_same_training(optimizer, twin)
+    scaler.update()
 
 
 def test_clip_change_error_clip_again(any_backend: str) -> None:

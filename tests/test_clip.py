@@ -362,6 +362,53 @@ def test_gradients_in_other_layouts(any_backend: str) -> None:
         torch.testing.assert_close(param, twin, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("make_in_mode", "clip_in_mode", "norm_type"),
+    [(True, True, 2.0), (True, False, 2.0), (False, True, 2.0), (True, True, 1.0)],
+)
+def test_inference_mode(
+    make_in_mode: bool, clip_in_mode: bool, norm_type: float, any_backend: str
+) -> None:
+    """Gradients that were made in inference mode have no version."""
+    optimizer, twin = (make_optimizer(backend=any_backend) for _ in range(2))
+    for step in range(2):
+        set_random_grads(params_of(twin), step)
+        expected = twin.clip_grad_norm_(0.1, norm_type)
+        with torch.inference_mode(make_in_mode):
+            set_random_grads(params_of(optimizer), step)
+        with torch.inference_mode(clip_in_mode):
+            assert_same_bits(optimizer.clip_grad_norm_(0.1, norm_type), expected)
+        optimizer.step()
+        twin.step()
+    assert_same_training(optimizer, twin)
+
+
+def test_parameters_made_in_inference_mode(any_backend: str) -> None:
+    optimizer, twin = (make_optimizer(backend=any_backend) for _ in range(2))
+    set_random_grads(params_of(twin), 0)
+    expected = twin.clip_grad_norm_(0.1)
+    with torch.inference_mode():
+        for group in optimizer.param_groups:
+            group["params"] = [torch.nn.Parameter(param.clone()) for param in group["params"]]
+        set_random_grads(params_of(optimizer), 0)
+        assert_same_bits(optimizer.clip_grad_norm_(0.1), expected)
+        optimizer.step()
+    twin.step()
+    assert_same_training(optimizer, twin)
+
+
+def test_other_gradients_made_in_inference_mode(any_backend: str) -> None:
+    optimizer = make_optimizer(backend=any_backend)
+    with torch.inference_mode():
+        set_random_grads(params_of(optimizer), 0)
+        optimizer.clip_grad_norm_(0.1)
+        set_random_grads(params_of(optimizer), 1)
+    before = Snapshot(optimizer)
+    with pytest.raises(RuntimeError, match="gradients changed after clip_grad_norm_"):
+        optimizer.step()
+    before.assert_unchanged()
+
+
 def test_gradients_are_not_held_after_the_clip() -> None:
     optimizer = make_optimizer()
     set_random_grads(params_of(optimizer), 0)

@@ -174,11 +174,21 @@ GradTable Table::grad_table(const std::vector<int>& params) const {
   return table;
 }
 
+// None for a tensor that was made in inference mode: it counts no writes, and raises if asked.
+py::object Table::version_of(const py::object& grad) const {
+  try {
+    return grad.attr(version_key_);
+  } catch (py::error_already_set&) {
+    if (!grad.attr("is_inference")().cast<bool>()) throw;
+    return py::none();
+  }
+}
+
 py::list Table::fingerprint() const {
   py::list found;
   for (const std::size_t index : gathered_) {
     const py::object& grad = params_[index].held[0];
-    found.append(py::make_tuple(py::weakref(grad), grad.attr(version_key_)));
+    found.append(py::make_tuple(py::weakref(grad), version_of(grad)));
   }
   return found;
 }
@@ -188,8 +198,7 @@ bool Table::has_fingerprint(const py::list& fingerprint) const {
   for (std::size_t i = 0; i < gathered_.size(); ++i) {
     const py::object& grad = params_[gathered_[i]].held[0];
     const auto known = fingerprint[i].cast<py::tuple>();
-    const py::object version = grad.attr(version_key_);
-    if (!known[0]().is(grad) || !version.equal(known[1])) return false;
+    if (!known[0]().is(grad) || !version_of(grad).equal(known[1])) return false;
   }
   return true;
 }

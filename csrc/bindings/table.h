@@ -112,8 +112,9 @@ class Table {
   // The gradients of those of the parameters that are stepped, as one table.
   GradTable grad_table(const std::vector<int>& params) const;
 
-  // Weak references to all gradients of this step and how often each was written, and whether
-  // those of a later step are the same. (Addresses would not do: allocators use them again.)
+  // Weak references to all gradients of this step and how often each was written, where it counts
+  // that, and whether those of a later step are the same. (Addresses would not do: allocators use
+  // them again.)
   py::list fingerprint() const;
   bool has_fingerprint(const py::list& fingerprint) const;
 
@@ -164,6 +165,7 @@ class Table {
 
   bool take_down(const py::list& param_groups, const py::dict& state);
   py::object grad_of(const Param& param) const;
+  py::object version_of(const py::object& grad) const;
   bool gather_entries(Param& param);
   bool gather_coded(const Param& param, Coding& coding) const;
   void prefetch_objects(std::size_t turn) const;
