@@ -180,7 +180,7 @@ def _rows(look: Look, by: str) -> list[dict[str, Any]]:
 def _observations(look: Look) -> tuple[list[Tensor], dict[int, tuple[range, int]]]:
     """Of all launches, and which of their rows, counted through, are a tensor's, by its number.
 
-    Of a tensor that was stepped twice, the last; with each go its elements.
+    With each go its elements.
     """
     matrices = [seen.observed.cpu() for seen in look.seen]
     stepped: dict[int, tuple[range, int]] = {}

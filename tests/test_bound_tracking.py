@@ -169,17 +169,6 @@ def test_one_look_at_gradients_that_backward_releases(batch_numel: int, backend:
     assert train_linear(release=True) == train_linear(release=False)
 
 
-def test_two_backward_passes_that_release_count_once(backend: str) -> None:
-    layer = nn.Linear(4, 4)
-    optimizer = AdaMod(layer.parameters(), backend=backend, track_bound=1)
-    release_gradients(layer, optimizer, batch_numel=1)
-    for factor in (1.0, 2.0):
-        (layer(torch.ones(1, 4)) * factor).sum().backward()
-    optimizer.step()
-    assert [(row["step"], row["numel"]) for row in optimizer.bound_stats()] == [(2, 16), (2, 4)]
-    assert optimizer.bound_stats()[1]["grad_norm"] == pytest.approx(4.0)
-
-
 @pytest.mark.usefixtures("nothing_compiled")
 def test_a_compiled_step_is_seen_outside_of_the_graph() -> None:
     optimizer, twin = make_optimizer(), make_optimizer()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import subprocess
 import sys
+import weakref
+from typing import Any
 
 import pytest
 import torch
 from helpers import OPTIONS, assert_same_training, params_of
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from adamod_fused import AdaMod, release_gradients
 from adamod_fused.backends.cpu import CpuBackend
@@ -149,6 +153,127 @@ def test_a_copy_of_the_optimizer_is_not_released() -> None:
     release_gradients(model, optimizer)
     both = copy.deepcopy(optimizer)
     assert both.clip_grad_norm_(1.0) == 0.0
+
+
+class Repeated(nn.Module):
+    """One layer, used in segments of checkpoints and, if so asked, outside of them."""
+
+    def __init__(self, reentrant: bool, segments: int = 3, outside: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.layer = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.reentrant, self.segments, self.outside = reentrant, segments, outside
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for _ in range(self.segments):
+            x = checkpoint(lambda x: self.layer(x).tanh(), x, use_reentrant=self.reentrant)
+        return self.layer(x) if self.outside else x
+
+
+def make_repeated(*arguments: Any, **keywords: Any) -> list[tuple[nn.Module, AdaMod]]:
+    models = [Repeated(*arguments, **keywords) for _ in range(2)]
+    return [(model, AdaMod(model.parameters(), **OPTIONS)) for model in models]
+
+
+@pytest.mark.parametrize(
+    ("reentrant", "segments", "outside", "batch_numel"),
+    [(False, 3, True, 1), (True, 1, False, 1), (True, 3, True, 1 << 20)],
+    ids=["not reentrant", "one segment", "waiting"],
+)
+def test_checkpoints_train_alike(
+    reentrant: bool, segments: int, outside: bool, batch_numel: int
+) -> None:
+    (model, optimizer), (twin_model, twin) = make_repeated(reentrant, segments, outside)
+    release_gradients(model, optimizer, batch_numel=batch_numel)
+    for step in range(3):
+        backward(model, step)
+        backward(twin_model, step)
+        optimizer.step()
+        twin.step()
+        twin.zero_grad()
+        assert_same_training(optimizer, twin)
+
+
+@pytest.mark.parametrize(("segments", "outside"), [(3, False), (1, True)])
+def test_no_parameter_is_stepped_twice_in_a_backward_pass(segments: int, outside: bool) -> None:
+    """Reentrant segments are backward passes of their own."""
+    (model, optimizer), _ = make_repeated(True, segments, outside)
+    release_gradients(model, optimizer, batch_numel=1)
+    message = r"parameter [23] of group 0 has another gradient after .*step\(\) after each backward"
+    with pytest.raises(RuntimeError, match=message):
+        backward(model, 0)
+    assert {int(entry["step"]) for entry in optimizer.state.values()} == {1}
+    optimizer.zero_grad()
+    optimizer.step()  # ends that pass
+    assert not any(param.grad is not None for param in params_of(optimizer))
+
+
+@pytest.mark.parametrize("batch_numel", [1, 1 << 20])
+@pytest.mark.parametrize("again", ["backward", "retained"])
+def test_two_backward_passes_before_a_step(again: str, batch_numel: int) -> None:
+    """Gradients that still wait are added up; others are an error, ours or autograd's."""
+    (model, optimizer), (twin_model, twin) = make_pair("cpu")
+    release_gradients(model, optimizer, batch_numel=batch_numel)
+
+    def run(model: nn.Module) -> None:
+        inputs = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+        loss = model(inputs).square().mean()
+        loss.backward(retain_graph=again == "retained")
+        if again == "retained":
+            loss.backward()
+        else:
+            backward(model, 1)
+
+    if batch_numel == 1:
+        with pytest.raises(RuntimeError, match=r"another gradient after|modified by an inplace"):
+            run(model)
+        assert {int(entry["step"]) for entry in optimizer.state.values()} == {1}
+        return
+    run(model)
+    run(twin_model)
+    optimizer.step()
+    twin.step()
+    assert_same_training(optimizer, twin)
+
+
+def test_a_gradient_after_the_backward_that_stepped_it() -> None:
+    """Also where no hook sees it."""
+    (model, optimizer), _ = make_pair("cpu")
+    release_gradients(model, optimizer, batch_numel=1)
+    backward(model, 0)
+    params_of(optimizer)[0].grad = torch.ones_like(params_of(optimizer)[0])
+    with pytest.raises(RuntimeError, match="parameter 0 of group 0 has another gradient after"):
+        optimizer.step()
+    optimizer.zero_grad()
+    optimizer.step()
+    assert {int(entry["step"]) for entry in optimizer.state.values()} == {1}
+
+
+@pytest.mark.parametrize("keep_handle", [True, False])
+def test_model_and_optimizer_are_collected(keep_handle: bool) -> None:
+    (model, optimizer), _ = make_pair("cpu")
+    handle = release_gradients(model, optimizer, batch_numel=1)
+    backward(model, 0)
+    optimizer.step()
+    gone = [weakref.ref(each) for each in (model, optimizer, *model.parameters())]
+    if not keep_handle:
+        del handle
+    del model, optimizer, _
+    gc.collect()
+    assert not any(each() is not None for each in gone)
+
+
+def test_a_model_that_outlives_its_optimizer() -> None:
+    (model, optimizer), (twin_model, _) = make_pair("cpu")
+    handle = release_gradients(model, optimizer, batch_numel=1)
+    del optimizer
+    gc.collect()
+    backward(model, 0)
+    backward(twin_model, 0)
+    for param, twin in zip(model.parameters(), twin_model.parameters(), strict=True):
+        assert torch.equal(param.grad, twin.grad)
+    handle.remove()
 
 
 def test_bad_input() -> None:
