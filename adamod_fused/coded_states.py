@@ -29,11 +29,41 @@ SLICE = codes.BLOCK << 14
 
 _HALF = 1 << 31  # random bits that round to the nearest
 
+_NUMEL = "coded_numel"
+"""An attribute of block exponents: the elements that they were made for. The number of blocks alone
+does not tell when up to 31 elements are cut. Pickles of older versions and copies on another device
+lack it."""
 
-def are_coded(entries: Entries, names: Sequence[str]) -> bool:
-    """Whether a parameter's states are codes."""
-    first = entries.get(names[0]) if isinstance(entries, dict) and EXPONENTS in entries else None
-    return isinstance(first, Tensor) and first.dtype in VALUE_DTYPES
+_REMEDY = (
+    "load a state_dict, which holds values, and edit states by value: optimizer.state_values(), "
+    "optimizer.replace_param()"
+)
+
+
+def are_coded(entries: Entries, names: Sequence[str], who: str = "a parameter") -> bool:
+    """Whether a parameter's states are codes.
+
+    Raises:
+        TypeError: block exponents stand beside a state that holds no codes, or codes of another
+            format than the first.
+    """
+    if not isinstance(entries, dict) or EXPONENTS not in entries:
+        return False
+    first = None
+    for name in names:
+        if name not in entries:  # `validation.check_state_entries` names all that is missing
+            continue
+        state = entries[name]
+        dtype = state.dtype if isinstance(state, Tensor) else type(state)
+        first = first or dtype
+        if dtype not in VALUE_DTYPES or dtype != first:
+            raise TypeError(
+                f"{name} of {who} has dtype {dtype} beside {EXPONENTS}, which belong to codes: "
+                "torch.uint8 or torch.int16, the same for every state. Code numbers are no "
+                "values: do not convert them, and read and write states by value with "
+                "optimizer.state_values(param); load a state_dict to restore these"
+            )
+    return True
 
 
 def written(entries: Entries, names: Sequence[str]) -> Iterable[tuple[str, Tensor]]:
@@ -51,34 +81,52 @@ def state_dtype(param: Tensor, formats: Formats) -> torch.dtype:
 
 def check(param: Tensor, entries: Entries, names: Sequence[str], who: str) -> None:
     """Raises where a parameter's states are not what a step or ``load_state_dict`` made."""
-    coded = are_coded(entries, names)
-    dtype = entries[names[0]].dtype if coded else COMPUTE_DTYPES[param.dtype]
+    coded = are_coded(entries, names, who)
+    dtype = COMPUTE_DTYPES[param.dtype]
+    if coded and names[0] in entries:
+        dtype = entries[names[0]].dtype
     validation.check_states(param, entries, names, dtype, who)
     check_remainder(param, entries, who, (torch.int16,))
     if REMAINDER in entries:
         validation.check_state_device(param, entries[REMAINDER], f"{REMAINDER} of {who}")
         validation.check_memory(entries[REMAINDER], f"{REMAINDER} of {who}")
-    if not coded:
-        return
+    if coded:
+        check_codes(entries, names, who, local(param).device)
+
+
+def check_codes(
+    entries: Entries, names: Sequence[str], who: str, device: torch.device | None = None
+) -> None:
+    """Raises where codes and their exponents do not belong together, or are not on ``device``."""
+    if missing := [name for name in names if name not in entries]:
+        raise ValueError(f"the state of {who} lacks {', '.join(missing)}; {_REMEDY}")
     shards = [local(entries[name]) for name in names]
-    layout = dense_strides(shards[0])
-    if not all(lies_as(shard, layout) for shard in shards):
+    layout, device = dense_strides(shards[0]), device or shards[0].device
+    if not all(s.shape == shards[0].shape and lies_as(s, layout) for s in shards):
         raise ValueError(
-            f"the codes of {who} do not lie in memory alike, and so share no blocks (strides "
-            f"{[shard.stride() for shard in shards]}); load a state_dict, which holds values"
+            f"the codes of {who} do not lie in memory alike, and so share no blocks (shapes "
+            f"{[tuple(shard.shape) for shard in shards]}, strides "
+            f"{[shard.stride() for shard in shards]}); {_REMEDY}"
         )
-    exponents, wanted = entries[EXPONENTS], (codes.num_blocks(shards[0].numel()), len(names))
+    exponents, numel = entries[EXPONENTS], shards[0].numel()
+    wanted = codes.num_blocks(numel), len(names)
     if (
         not isinstance(exponents, Tensor)
         or exponents.dtype is not torch.uint8
-        or exponents.device != param.device
+        or exponents.device != device
         or exponents.shape != wanted
         or not exponents.is_contiguous()
     ):
         raise ValueError(
-            f"{EXPONENTS} of {who} must be contiguous, torch.uint8, on {param.device} and of "
+            f"{EXPONENTS} of {who} must be contiguous, torch.uint8, on {device} and of "
             f"shape {wanted}, one for each {codes.BLOCK} elements of each state, got "
-            f"{_described(exponents)}; load a state_dict, which holds values"
+            f"{_described(exponents)}; {_REMEDY}"
+        )
+    known = getattr(exponents, _NUMEL, numel)
+    if known != numel:
+        raise ValueError(
+            f"{EXPONENTS} of {who} belong to states of {known} elements, and the states have "
+            f"{numel}: rows that were cut or added stand in other blocks now; {_REMEDY}"
         )
     validation.check_memory(exponents, f"{EXPONENTS} of {who}")
 
@@ -138,10 +186,16 @@ def _numel(entries: Entries, names: Sequence[str]) -> int:
 
 
 @torch.no_grad()
-def to_values(rule: Any, param: Tensor, entries: Entries) -> Entries:
-    """A parameter's entries with values instead of codes, exact, or ``entries`` themselves."""
-    if not are_coded(entries, rule.states):
+def to_values(rule: Any, param: Tensor, entries: Entries, who: str = "a parameter") -> Entries:
+    """A parameter's entries with values instead of codes, exact, or ``entries`` themselves.
+
+    Raises:
+        TypeError, ValueError: states and block exponents do not belong together; ``who`` names the
+            parameter.
+    """
+    if not are_coded(entries, rule.states, who):
         return entries
+    check_codes(entries, rule.states, who)
     coded = [local(entries[name]) for name in rule.states]
     values = [torch.empty_like(shard, dtype=VALUE_DTYPES[shard.dtype]) for shard in coded]
     flat, out = ([in_memory_order(t) for t in tensors] for tensors in (coded, values))
@@ -157,13 +211,19 @@ def to_values(rule: Any, param: Tensor, entries: Entries) -> Entries:
 
 
 @torch.no_grad()
-def to_save(rule: Any, param: Tensor, entries: Entries) -> Entries:
-    """A parameter's entries for a state dict: values, and nothing that cannot be gathered."""
-    entries = to_values(rule, param, entries)
-    if REMAINDER in entries and is_dtensor(param):  # NCCL and gloo send no int16
-        wide = wrapped(local(entries[REMAINDER]).to(torch.int32), param)
-        return entries | {REMAINDER: wide}
-    return entries
+def to_save(rule: Any, param: Tensor, entries: Entries, who: str) -> Entries:
+    """A parameter's entries for a state dict: values, and nothing that cannot be gathered.
+
+    Where states are codes, all is a copy: what loads in place restores all of a parameter or none.
+    """
+    saved = to_values(rule, param, entries, who)
+    if REMAINDER in saved and is_dtensor(param):  # NCCL and gloo send no int16
+        wide = wrapped(local(saved[REMAINDER]).to(torch.int32), param)
+        saved = saved | {REMAINDER: wide}
+    if are_coded(entries, rule.states, who):
+        own = [name for name in ("step", REMAINDER) if name in saved]
+        saved |= {name: saved[name].clone() for name in own if saved[name] is entries[name]}
+    return saved
 
 
 def _slices(numel: int) -> Iterable[tuple[slice, slice]]:
@@ -220,6 +280,7 @@ def _as_codes(
     if are_coded(entries, names) and all(
         entries[name].dtype == dtype and local(entries[name]).stride() == layout for name in names
     ):
+        _note_numel(entries[EXPONENTS], local(entries[names[0]]).numel())
         return {name: entries[name] for name in (*names, EXPONENTS)}
     values = to_values(rule, param, entries)
     given = [in_memory_order(laid_out(local(values[name]), layout)) for name in names]
@@ -242,5 +303,12 @@ def _as_codes(
 
 def new_exponents(param: Tensor, num_states: int) -> Tensor:
     """Those of states of zeros: code 0 is zero whatever they are."""
-    shape = (codes.num_blocks(local(param).numel()), num_states)
-    return torch.ones(shape, dtype=torch.uint8, device=local(param).device)
+    shard = local(param)
+    shape = (codes.num_blocks(shard.numel()), num_states)
+    exponents = torch.ones(shape, dtype=torch.uint8, device=shard.device)
+    _note_numel(exponents, shard.numel())
+    return exponents
+
+
+def _note_numel(exponents: Tensor, numel: int) -> None:
+    setattr(exponents, _NUMEL, numel)

@@ -25,7 +25,7 @@ def read_or_written(optimizer: FusedOptimizer) -> Iterator[tuple[str, Tensor]]:
                 continue
             who = validation.label(index, i, group)
             entries = optimizer.state.get(param) or {}
-            values = coded_states.to_values(rule, param, entries) if entries else {}
+            values = coded_states.to_values(rule, param, entries, who) if entries else {}
             if param.grad is not None:
                 yield f"the gradient of {who}", param.grad
             yield who, param

@@ -14,15 +14,17 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import ParamsT
 
 from . import execution, finite, formats, state_dicts, validation
 from .bound_stats import BoundTracker
 from .control import Clip, HandedOver, check_max_norm, clip_of, control, hand_over, scale_of
+from .copies import Copies
 from .exclusion import Exclusion
 from .hyperparameters import as_numbers, is_on_device
 from .memory_report import MemoryReport, memory_report
 from .plan import Plan, is_capturing
+from .state_values import EditableStates
 from .step_hooks import with_step_hooks
 
 if TYPE_CHECKING:
@@ -33,11 +35,9 @@ KEYWORDS = {**execution.DEFAULTS, **formats.DEFAULTS}
 """What a param group holds beside the rule's hyperparameters."""
 
 
-class FusedOptimizer(Optimizer):
+class FusedOptimizer(EditableStates):
     """Steps every parameter that has a gradient by ``rule``, on the backend that serves it."""
 
-    rule: ClassVar[Any]
-    """A rule of ``reference.py``."""
     operator: ClassVar[Any]
     coded_operator: ClassVar[Any]
     """What ``operators.register`` made of the rule, for plain tensors and for all formats."""
@@ -65,6 +65,7 @@ class FusedOptimizer(Optimizer):
         self._checked: list[dict[str, Any]] = []  # hyperparameters that passed, a dict a group
         self._counts_on_device = False  # needed by something that only a device knows
         self._hyperparameter_names = [n for n in self.defaults if n not in KEYWORDS]
+        self._copies = Copies()  # of states, in state dicts
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_clip": self._clip}  # a copy may share the gradients
@@ -208,6 +209,8 @@ class FusedOptimizer(Optimizer):
 
     def _refreshed_plan(self) -> Plan:
         """The plan, with the tensors of now taken down."""
+        if self._copies:
+            self._copies.check()
         plan = self._plan
         if (
             plan is None
@@ -400,6 +403,17 @@ class FusedOptimizer(Optimizer):
         States of ``state_format="8bit"`` are bfloat16 there, those of ``"16bit"`` float32, so that
         the dict loads into any format, and ``block_exponents`` are left out. ``param_remainder`` of
         a DTensor is int32, since ranks cannot send each other int16.
+
+        All entries of a parameter with coded states are copies. What writes to them in place, as
+        ``torch.distributed.checkpoint.load`` does, restores nothing by itself: give the dict to
+        ``load_state_dict`` afterwards. A step that comes first raises RuntimeError, but for a
+        compiled one, which does not look.
+
+        Raises:
+            TypeError, ValueError: states were converted or cut, so that their codes have no
+                values.
         """
-        with state_dicts.decoding(self):
-            return super().state_dict()
+        with state_dicts.decoding(self) as copies:
+            made = super().state_dict()
+        self._copies.add(copies)
+        return made

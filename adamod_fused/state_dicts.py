@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import coded_states, execution, formats, validation
-from .dtensor import local
-from .fake import check_values, mode_of
-from .layout import dense_strides
+from . import coded_states, execution, formats, validation, value_checks
+from .dtensor import local, wrapped
+from .fake import check_values, has_values, mode_of
+from .layout import dense_strides, laid_out
 
 if TYPE_CHECKING:
     from .optimizer import FusedOptimizer
+
+Whose = tuple[Tensor, dict[str, Any], str, dict[str, Any]]
+"""A parameter, its entries in a state dict, its label and its group."""
 
 LIVE = (*execution.DEFAULTS, *formats.LIVE)
 """Keywords of a param group that a state dict neither brings nor takes away."""
@@ -29,14 +32,37 @@ def match(
     ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
     params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     saved = state_dict["state"]
-    return [(p, saved[i]) for i, p in zip(ids, params, strict=True) if saved.get(i)]
+    pairs = [
+        (param, _without_gaps(optimizer, saved[i]))
+        for i, param in zip(ids, params, strict=True)
+        if saved.get(i)
+    ]
+    return [(param, entries) for param, entries in pairs if entries]
 
 
-def check(optimizer: FusedOptimizer, state_dict: dict[str, Any]) -> None:
-    """Raises where a state dict does not fit ``optimizer``.
+def _without_gaps(optimizer: FusedOptimizer, entries: Any) -> Any:
+    """Entries without those of ours for which a flat state dict had no value.
+
+    Torch asks a flat state dict for the entries that the live optimizer keeps, which depend on its
+    formats, and puts ``{}`` where there is none.
+    """
+    if not isinstance(entries, dict):
+        return entries
+    ours = _ours(optimizer)
+    return {k: v for k, v in entries.items() if k not in ours or not isinstance(v, dict) or v}
+
+
+def _ours(optimizer: FusedOptimizer) -> tuple[str, ...]:
+    """What a parameter's entries are called that are not the user's own."""
+    return ("step", *optimizer.rule.states, formats.EXPONENTS, formats.REMAINDER)
+
+
+def check(optimizer: FusedOptimizer, state_dict: dict[str, Any]) -> list[Whose]:
+    """Raises where a state dict does not fit ``optimizer``; returns whose state it holds.
 
     Raises:
-        TypeError, ValueError: says what is missing or of another size, and what to load instead.
+        TypeError, ValueError: says what is missing, of another size or no value of a state, and
+            what to load instead.
     """
     for key in ("state", "param_groups"):
         if key not in state_dict:
@@ -62,7 +88,8 @@ def check(optimizer: FusedOptimizer, state_dict: dict[str, Any]) -> None:
                 f"state dict that {type(optimizer).__name__} saved"
             )
         optimizer._check_group(given)
-    for param, saved, label, group in _whose(optimizer, state_dict):
+    whose = _whose(optimizer, state_dict)
+    for param, saved, label, group in whose:
         validation.check_param(param, label)
         formats.formats_of(param, group, label)
         if formats.EXPONENTS in saved:
@@ -74,18 +101,23 @@ def check(optimizer: FusedOptimizer, state_dict: dict[str, Any]) -> None:
         coded_states.check_remainder(param, saved, label)
         for name, tensor in coded_states.written(saved, optimizer.rule.states):
             check_values(param, tensor, f"{name} of {label}")
+    named = [(label, saved) for _, saved, label, _ in whose]
+    value_checks.check_memory(optimizer.rule, named)
+    value_checks.check(optimizer.rule, named)
+    return whose
 
 
-def _whose(
-    optimizer: FusedOptimizer, state_dict: dict[str, Any]
-) -> list[tuple[Tensor, dict[str, Any], str, dict[str, Any]]]:
+def _whose(optimizer: FusedOptimizer, state_dict: dict[str, Any]) -> list[Whose]:
     """Parameters with the state that a state dict holds for them, their label and their group."""
-    known = {
-        param: (validation.label(g, i, group), group)
-        for g, group in enumerate(optimizer.param_groups)
-        for i, param in enumerate(group["params"])
-    }
+    known = {param: (who, group) for param, who, group in _labelled(optimizer)}
     return [(param, saved, *known[param]) for param, saved in match(optimizer, state_dict)]
+
+
+def _labelled(optimizer: FusedOptimizer) -> Iterator[tuple[Tensor, str, dict[str, Any]]]:
+    """All parameters, each with its label and its group."""
+    for g, group in enumerate(optimizer.param_groups):
+        for i, param in enumerate(group["params"]):
+            yield param, validation.label(g, i, group), group
 
 
 def _checked_entries(
@@ -96,13 +128,31 @@ def _checked_entries(
     Raises:
         TypeError, ValueError: as ``check``.
     """
-    check(optimizer, state_dict)
+    whose = check(optimizer, state_dict)
+    steps = _on_host([saved["step"] for _, saved, _, _ in whose])
     loaded = []
-    for param, saved, label, group in _whose(optimizer, state_dict):
+    for (param, saved, label, group), step in zip(whose, steps, strict=True):
         stored = formats.formats_of(param, group, label)
         with mode_of(param):
-            loaded.append((param, _as_kept(optimizer.rule, param, saved, stored)))
+            kept = _as_kept(optimizer.rule, param, {**saved, "step": step}, stored)
+        loaded.append((param, kept))
     return loaded
+
+
+def _on_host(steps: list[Any]) -> list[Any]:
+    """Step counts with those of one device brought to the CPU by one copy."""
+    on_device = {
+        i: step
+        for i, step in enumerate(steps)
+        if isinstance(step, Tensor) and step.device.type != "cpu" and has_values(step)
+    }
+    given = list(steps)
+    for device in {step.device for step in on_device.values()}:
+        places = [i for i, step in on_device.items() if step.device == device]
+        stacked = torch.stack([on_device[i].float().reshape(()) for i in places]).cpu()
+        for i, step in zip(places, stacked, strict=True):
+            given[i] = step.clone()
+    return given
 
 
 def _as_kept(
@@ -117,11 +167,20 @@ def _as_kept(
     }
     if stored.are_plain:
         dtype = coded_states.state_dtype(param, stored)
-        entries = {name: given[name].to(dtype) for name in rule.states}
+        entries = {name: _without_holes(given[name].to(dtype)) for name in rule.states}
     else:
         layout = dense_strides(local(param))
         entries = coded_states.in_formats(rule, param, given, stored, layout)
     return {"step": step.reshape(()) if step.ndim else step, **entries}
+
+
+def _without_holes(state: Tensor) -> Tensor:
+    """``state`` itself where its memory holds its elements alone, as they are, or else a copy."""
+    shard = local(state)
+    if not validation.is_plain(shard):
+        return state
+    dense = laid_out(shard, dense_strides(shard))
+    return state if dense is shard else wrapped(dense, state)
 
 
 @contextmanager
@@ -137,7 +196,7 @@ def loading(optimizer: FusedOptimizer) -> Iterator[None]:
     def check(_: Any, given: dict[str, Any]) -> dict[str, Any]:
         loaded.extend(_checked_entries(optimizer, given))
         # torch would cast all states to their parameters' dtype before `restore` drops them.
-        ours = ("step", *optimizer.rule.states, formats.REMAINDER)
+        ours = _ours(optimizer)
         state = dict(given["state"])
         for i in chain.from_iterable(group["params"] for group in given["param_groups"]):
             if state.get(i):
@@ -163,19 +222,30 @@ def loading(optimizer: FusedOptimizer) -> Iterator[None]:
 
 
 @contextmanager
-def decoding(optimizer: FusedOptimizer) -> Iterator[None]:
-    """While it lasts, ``state_dict`` has values in place of codes, for hooks of the user's too."""
+def decoding(optimizer: FusedOptimizer) -> Iterator[list[tuple[str, Tensor]]]:
+    """While it lasts, ``state_dict`` has values in place of codes, for hooks of the user's too.
+
+    It gives a list that names the tensors which are not the optimizer's own.
+
+    Raises:
+        TypeError, ValueError: states and block exponents do not belong together.
+    """
+    copies: list[tuple[str, Tensor]] = []
 
     def decode(_: Any, made: dict[str, Any]) -> None:
         ids = chain.from_iterable(group["params"] for group in made["param_groups"])
-        params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
         saved = made["state"]
-        for i, param in zip(ids, params, strict=True):
-            if saved.get(i):
-                saved[i] = coded_states.to_save(optimizer.rule, param, saved[i])
+        for i, (param, who, _) in zip(ids, _labelled(optimizer), strict=True):
+            if own := saved.get(i):
+                saved[i] = coded_states.to_save(optimizer.rule, param, own, who)
+                copies.extend(
+                    (f"{name} of {who}", value)
+                    for name, value in saved[i].items()
+                    if value is not own.get(name)
+                )
 
     handle = optimizer.register_state_dict_post_hook(decode, prepend=True)
     try:
-        yield
+        yield copies
     finally:
         handle.remove()

@@ -70,7 +70,10 @@ def check_distinct(groups: Sequence[dict[str, Any]]) -> None:
             seen[param] = who
 
 
-def check_disjoint(written: Iterable[tuple[Tensor, str]]) -> None:
+def check_disjoint(
+    written: Iterable[tuple[Tensor, str]],
+    remedy: str = "give each its own, or tie parameters by using the same Parameter in both places",
+) -> None:
     """Raises where two dense tensors that a step writes share memory: threads would race."""
     spans = sorted(
         (str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes, who)
@@ -79,10 +82,7 @@ def check_disjoint(written: Iterable[tuple[Tensor, str]]) -> None:
     )
     for (device, _, end, who), (next_device, start, _, next_who) in itertools.pairwise(spans):
         if device == next_device and start < end:
-            raise ValueError(
-                f"{who} and {next_who} share memory; give each its own, or tie parameters by "
-                "using the same Parameter in both places"
-            )
+            raise ValueError(f"{who} and {next_who} share memory; {remedy}")
 
 
 def check_param(param: Tensor, who: str) -> None:
@@ -134,6 +134,15 @@ def check_writable(tensor: Tensor, who: str) -> None:
         raise RuntimeError(
             f"{who} is an inference tensor: it was made under torch.inference_mode() and cannot be "
             "written outside of it; make it outside, or replace it by a clone() made outside"
+        )
+
+
+def check_elements(shard: Tensor, who: str) -> None:
+    """Raises where elements of one tensor share memory."""
+    if torch._debug_has_internal_overlap(shard) == 1:
+        raise ValueError(
+            f"{who} has elements that share memory (strides {shard.stride()}); give its "
+            "contiguous() instead"
         )
 
 
@@ -234,11 +243,7 @@ def check_states(
             )
         check_values(param, state, f"{name} of {who}")
         check_memory(state, f"{name} of {who}")
-        if torch._debug_has_internal_overlap(local(state)) == 1:
-            raise ValueError(
-                f"{name} of {who} has elements that share memory (strides {state.stride()}); "
-                f"give {name}.contiguous() instead"
-            )
+        check_elements(local(state), f"{name} of {who}")
     step = states["step"]
     if not (
         isinstance(step, Tensor)

@@ -15,6 +15,7 @@ from helpers import (
     Snapshot,
     assert_same_training,
     make_optimizer,
+    params_of,
     random_params,
     set_random_grads,
     train,
@@ -46,6 +47,17 @@ def change(path: tuple, value: object) -> Callable[[StateDict], StateDict]:
             del at[last]
         else:
             at[last] = value
+        return state_dict
+
+    return apply
+
+
+def alias(parameter: int, entry: str) -> Callable[[StateDict], StateDict]:
+    """Puts that entry of that parameter in the place of one of the last parameter's."""
+
+    def apply(state_dict: StateDict) -> StateDict:
+        tensor = state_dict["state"][parameter][entry]
+        state_dict["state"][4]["exp_avg_sq" if parameter == 4 else entry] = tensor
         return state_dict
 
     return apply
@@ -113,6 +125,34 @@ NOT_LOADABLE = [
     ("step nan", change((*LAST, "step"), torch.tensor(torch.nan)), ValueError, r"step .*\(nan\)"),
     ("step too large", change((*LAST, "step"), 1e30), ValueError, r"step of .* got 1e\+30"),
     ("steps", change((*LAST, "step"), torch.ones(2)), TypeError, "step of .* must be a number"),
+    ("half a step", change((*LAST, "step"), 1.5), ValueError, "step of .* whole number, got 1.5"),
+    *(
+        (
+            f"negative {name}",
+            change((*LAST, name), torch.eye(3, 5).sub(0.5).expand(2, 3, 5).contiguous()),
+            ValueError,
+            f"{name} of parameter 2 of group 1 holds negative values",
+        )
+        for name in STATES[1:]
+    ),
+    (
+        "one element for all",
+        change((*LAST, "exp_avg"), torch.zeros(1).expand(2, 3, 5)),
+        ValueError,
+        "exp_avg of parameter 2 of group 1 has elements that share memory.*contiguous",
+    ),
+    (
+        "one tensor for two states",
+        alias(4, "exp_avg"),
+        ValueError,
+        "of parameter 2 of group 1 and exp_avg.* of parameter 2 .* share memory; clone one of them",
+    ),
+    (
+        "one tensor for two parameters",
+        alias(2, "step"),
+        ValueError,
+        "step of parameter [02] .* and step of parameter [02] of group 1 share memory; clone",
+    ),
 ]
 
 
@@ -161,3 +201,40 @@ def test_errors_name_the_parameter() -> None:
     state_dict["state"][1]["exp_avg_sq"] = torch.zeros(3)
     with pytest.raises(ValueError, match=r"parameter 1 of group 0 \('bias'\)"):
         optimizer.load_state_dict(state_dict)
+
+
+def negated(tensor: torch.Tensor) -> torch.Tensor:
+    """A view whose memory holds the elements with the other sign."""
+    return torch.complex(torch.zeros_like(tensor), -tensor).conj().imag
+
+
+@pytest.mark.parametrize("state_format", ["fp32", "16bit"])
+@pytest.mark.parametrize("way", [negated, lambda t: torch.stack([t, t], -1)[..., 0]])
+def test_views_are_loaded_by_value(way: Any, state_format: str) -> None:
+    """Negated ones, and two of one memory whose elements lie between one another's."""
+    params = random_params((3, 4))
+    optimizer = AdaMod(params, **OPTIONS, state_format=state_format, min_coded_numel=0)
+    train(optimizer, range(2))
+    saved = copy.deepcopy(optimizer.state_dict())
+    twin = copy.deepcopy(saved)
+    for name in STATES:
+        saved["state"][0][name] = way(saved["state"][0][name])
+    optimizer.load_state_dict(saved)
+    for name in STATES:
+        assert torch.equal(optimizer.state_dict()["state"][0][name], twin["state"][0][name])
+        assert not optimizer.state[params[0]][name].is_neg()
+        assert optimizer.state[params[0]][name].is_contiguous()
+    train(optimizer, range(1))
+
+
+def test_step_counts_of_any_kind_are_loaded() -> None:
+    optimizer = make_optimizer()
+    train(optimizer, range(2))
+    saved = copy.deepcopy(optimizer.state_dict())
+    steps = [3, 4.0, torch.tensor(5), torch.tensor([6.0]), torch.tensor(7.0)]
+    for i, step in enumerate(steps):
+        saved["state"][i]["step"] = step
+    optimizer.load_state_dict(saved)
+    for param, wanted in zip(params_of(optimizer), range(3, 8), strict=True):
+        step = optimizer.state[param]["step"]
+        assert (step.dtype, step.shape, float(step)) == (torch.float32, (), wanted)

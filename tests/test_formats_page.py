@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,15 +25,31 @@ def rows(after: str) -> list[list[str]]:
     ]
 
 
-def test_the_example_runs() -> None:
-    (script,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    names: dict[str, object] = {}
-    exec(script, names)
+SCRIPT, EDITS = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("state_format", ["8bit", "16bit", "fp32"])
+def test_the_examples_run(state_format: str) -> None:
+    names: dict[str, Any] = {}
+    exec(SCRIPT.replace('"8bit"', f'"{state_format}"'), names)
     optimizer, model = names["optimizer"], names["model"]
     model(torch.ones(2, 1024, dtype=torch.bfloat16)).sum().backward()
     optimizer.step()
-    assert optimizer.state[model.weight]["exp_avg"].dtype == torch.uint8
+    dtype = {"8bit": torch.uint8, "16bit": torch.int16, "fp32": torch.float32}[state_format]
+    assert optimizer.state[model.weight]["exp_avg"].dtype == dtype
     assert optimizer.state[model.bias]["exp_avg"].dtype == torch.float32  # it is small
+
+    exec(EDITS, names)
+    assert optimizer.param_groups[0]["params"] == [model.weight, model.bias]
+    assert model.weight.shape == (768, 1024)
+    saved = optimizer.state_dict()["state"][0]
+    assert not saved["exp_avg"].any()
+    assert not saved["exp_avg_sq"][:12].any()
+    assert saved["exp_avg_sq"][12:].all()
+    assert saved["exp_avg_lr"].all()
+    model.weight.grad = torch.ones_like(model.weight)
+    optimizer.step()
+    assert optimizer.state[model.weight]["exp_avg"].shape == (768, 1024)
 
 
 @pytest.mark.parametrize("cells", rows("## What to choose"), ids=lambda cells: " ".join(cells[:2]))

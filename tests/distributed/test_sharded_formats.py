@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch.distributed.checkpoint as dcp
 from helpers import OPTIONS, STATES, assert_same_bits, random_params, set_random_grads
 from torch import distributed
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
@@ -23,7 +26,7 @@ from training import full, kernels_alone, shard, train
 
 from adamod_fused import AdaMod
 from adamod_fused.dtensor import first_index
-from adamod_fused.formats import REMAINDER
+from adamod_fused.formats import REMAINDER, STATE_FORMATS
 
 BFLOAT16 = torch.bfloat16
 ANYHOW = ((8, 6), (7, 5), (5,), (1, 9))  # even, uneven, fewer rows than ranks
@@ -143,3 +146,77 @@ def test_a_checkpoint_of_four_ranks_continues_on_two(
 ) -> None:
     run(save, 4, tmp_path, formats)
     run(resume, 2, tmp_path, formats)
+
+
+STORED = [(state, weight) for state in STATE_FORMATS for weight in ("plain", "split")]
+FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+def load_flat(device: str) -> None:
+    model = shard(device, BFLOAT16)
+    saved = {}
+    for formats in STORED:
+        optimizer = AdaMod(model.parameters(), **keywords_of(*formats))
+        train(model, optimizer, range(2), device)
+        saved[formats] = get_optimizer_state_dict(model, optimizer, options=FLAT)
+    model.zero_grad()  # so that torch makes the states itself
+    for before, after in itertools.product(STORED, STORED):
+        optimizer = AdaMod(model.parameters(), **keywords_of(*after))
+        # A load takes over the tensors that it is given.
+        set_optimizer_state_dict(model, optimizer, copy.deepcopy(saved[before]), options=FLAT)
+        for name, param in model.named_parameters():
+            entries = optimizer.state[param]
+            assert entries["step"] == 2, (before, after)
+            if after[0] == "fp32":
+                value = saved[before][f"state.{name}.exp_avg_lr"].to_local().float()
+                assert_same_bits(entries["exp_avg_lr"].to_local(), value, str((before, after)))
+            assert (REMAINDER in entries) == (after[1] == "split")
+    train(model, optimizer, range(1), device)
+
+
+def test_flat_state_dicts_load_into_every_format(run: Callable[..., None]) -> None:
+    run(load_flat, 2)
+
+
+def load_in_place_alone(device: str, folder: Path, formats: tuple[str, str]) -> None:
+    model, optimizer = make(device, formats)
+    train(model, optimizer, range(2), device)
+    dcp.save(get_optimizer_state_dict(model, optimizer), checkpoint_id=folder)
+    dcp.load(get_optimizer_state_dict(model, optimizer), checkpoint_id=folder)
+    with pytest.raises(RuntimeError, match=r"written in place .*set_optimizer_state_dict"):
+        train(model, optimizer, range(1), device)
+    optimizer.load_state_dict(optimizer.state_dict())
+    train(model, optimizer, range(1), device)
+
+
+@pytest.mark.parametrize("formats", [("8bit", "plain"), ("fp32", "split")], ids=str)
+def test_a_step_after_a_load_in_place_alone_raises(
+    run: Callable[..., None], tmp_path: Path, formats: tuple[str, str]
+) -> None:
+    run(load_in_place_alone, 2, tmp_path, formats)
+
+
+def edit_states(device: str, state_format: str) -> None:
+    model, optimizer = make(device, (state_format, "split"))
+    train(model, optimizer, range(2), device)
+    before = values_of(optimizer)
+    for param in model.parameters():
+        with optimizer.state_values(param) as states:
+            assert states["exp_avg"].placements == param.placements
+            states["exp_avg"].zero_()
+    after = values_of(optimizer)
+    for name, value in before.items():
+        expected = torch.zeros_like(value) if name.endswith(".exp_avg") else value
+        assert_same_bits(after[name], expected, name)
+    old = next(model.parameters())
+    new = torch.nn.Parameter(old.detach().clone())
+    optimizer.replace_param(old, new, lambda name, values: values * (1 if name == REMAINDER else 2))
+    replaced = {name: value for name, value in values_of(optimizer).items() if name[:2] == "0."}
+    for name, value in replaced.items():
+        assert_same_bits(value, after[name] * (1 if name.endswith(REMAINDER) else 2), name)
+    assert next(iter(optimizer.state[new].values())) == 2
+
+
+@pytest.mark.parametrize("state_format", STATE_FORMATS)
+def test_states_of_shards_are_edited_by_value(run: Callable[..., None], state_format: str) -> None:
+    run(edit_states, 2, state_format)
