@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from adamod_fused import AdaMod
-from adamod_fused.checkpoint import convert, export
+from adamod_fused.checkpoint import convert, convert_format, export
 
 StateDict = dict[str, Any]
 
@@ -140,6 +140,11 @@ FOREIGN: dict[str, tuple[Callable[[], Any], str, str]] = {
     "a step of 2.5": (lambda: adam_states(step=2.5), "torch", "must be a whole number, got 2.5"),
     "a step of -1": (lambda: adam_states(step=-1), "torch", r"step of .* must lie in \[0, 1\.67"),
     "a step of NaN": (lambda: adam_states(step=float("nan")), "torch", "step of .* must lie in"),
+    "a negative second moment": (
+        lambda: adam_states(exp_avg_sq=torch.tensor([1.0, -1.0, 1.0])),
+        "torch",
+        "exp_avg_sq of parameter 0 of group 0 holds negative values",
+    ),
     "amsgrad": (
         lambda: foreign.adam(amsgrad=True),
         "torch",
@@ -283,3 +288,37 @@ def test_what_cannot_be_exported(
 ) -> None:
     with pytest.raises(error, match=message):
         export(given, **arguments)
+
+
+FORMAT_ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "codes": (
+        {"block_exponents": torch.ones(1, 3, dtype=torch.uint8)},
+        TypeError,
+        "the states of parameter 0 of group 0 .* no codes",
+    ),
+    "code numbers": ({"exp_avg": torch.ones(3).byte()}, TypeError, "numbers, exp_avg, exp_avg_sq"),
+    "negative": ({"exp_avg_lr": -torch.ones(3)}, ValueError, "exp_avg_lr of .* negative values"),
+    "half a step": ({"step": torch.tensor(2.5)}, ValueError, "step of .* must be a whole number"),
+}
+
+
+@pytest.mark.parametrize("case", FORMAT_ERRORS)
+def test_what_has_no_values_in_another_format(case: str) -> None:
+    changes, error, message = FORMAT_ERRORS[case]
+    given = copy.deepcopy(adamod().state_dict())
+    given["state"][0].update(changes)
+    with pytest.raises(error, match=message):
+        convert_format(given, state_format="8bit")
+    del given["state"][0]["step"]
+    with pytest.raises((ValueError, TypeError)):
+        convert_format(given)
+
+
+def test_negated_views_are_read_by_value() -> None:
+    given, twin = foreign.adam(), foreign.adam()
+    tensor = given["state"][0]["exp_avg"]
+    given["state"][0]["exp_avg"] = torch.complex(tensor * 0, -tensor).conj().imag
+    converted = [
+        convert(state_dict, "torch")["state"][0]["exp_avg"] for state_dict in (given, twin)
+    ]
+    assert converted[0].view(torch.int32).equal(converted[1].view(torch.int32))

@@ -139,6 +139,17 @@ def test_a_layout_that_files_do_not_hold_is_made_contiguous(tmp_path: Path) -> N
     )
 
 
+def test_a_negated_view_is_written_by_value(tmp_path: Path) -> None:
+    """Files hold memory, in which the elements have the other sign."""
+    given = make_optimizer()
+    train(given, range(1))
+    state_dict = copy.deepcopy(given.state_dict())
+    scalar = state_dict["state"][1]["exp_avg"]
+    state_dict["state"][1]["exp_avg"] = torch.complex(scalar * 0, -scalar).conj().imag
+    read = by_safetensors(state_dict, tmp_path / "file")["state"][1]["exp_avg"]
+    assert_same_bits(read, scalar)
+
+
 # Damaged and foreign files; torch's truncated ones: test_checkpoint_crashes.py
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import formats
+from .. import formats, value_checks
 from ..hyperparameters import plain_numbers
 from ..reference import COMPUTE_DTYPES, AdaMod
 from ..validation import MAX_STEP, check_range, label
@@ -238,12 +238,15 @@ def read_states(
     Raises:
         TypeError, ValueError: a state is incomplete, or is not one of that format.
     """
-    states = []
+    states, named = [], []
     for g, group in enumerate(groups):
         for i, key in enumerate(group["params"]):
             saved = state_dict["state"].get(key)
             if saved:
-                states.append(_read_state(key, saved, group, form, g, label(g, i, group)))
+                who = label(g, i, group)
+                states.append(_read_state(key, saved, group, form, g, who))
+                named.append((who, {"step": states[-1].step, **states[-1].tensors}))
+    value_checks.check(AdaMod, named)
     return states
 
 
@@ -292,7 +295,7 @@ def _read_state(
     if not step.is_integer():
         raise ValueError(f"step of {who} must be a whole number, got {step!r}")
     copies = {
-        name: saved[name].detach().to(COMPUTE_DTYPES[saved[name].dtype], copy=True)
+        name: saved[name].detach().resolve_neg().to(COMPUTE_DTYPES[saved[name].dtype], copy=True)
         for name in form.states
     }
     return ParamState(key, index, int(step), copies)

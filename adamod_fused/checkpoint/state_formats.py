@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import value_checks
 from ..adamod import AdaMod
 from ..coded_states import in_formats, to_values
 from ..dtensor import local
-from ..formats import DEFAULTS, REMAINDER, Formats, check
+from ..formats import DEFAULTS, EXPONENTS, REMAINDER, Formats, check
 from ..layout import dense_strides
 from ..validation import label
 from .formats import ADAMOD, check_groups, check_structure
@@ -44,8 +45,8 @@ def convert_format(
 
     Raises:
         TypeError: an entry of the state dict of a wrong type.
-        ValueError: an unknown format; a state dict that is not AdaMod's or not whole; float64
-            states, which stay as they are.
+        ValueError: an unknown format; a state dict that is not AdaMod's or not whole, or holds
+            values that no step makes; float64 states, which stay as they are.
 
     Example:
         >>> import torch
@@ -62,6 +63,7 @@ def convert_format(
     given = {"state_format": state_format, "weight_format": weight_format}
     given = {name: value for name, value in given.items() if value is not None}
     converted, state = [], {}
+    value_checks.check(AdaMod.rule, _checked(state_dict, groups))
     for index, group in enumerate(groups):
         converted.append({**DEFAULTS, **copy.deepcopy(dict(group)), **given})
         check(converted[-1])
@@ -71,15 +73,35 @@ def convert_format(
     return {"state": state, "param_groups": converted}
 
 
+def _checked(
+    state_dict: Mapping[str, Any], groups: list[dict[str, Any]]
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """Labels and entries of all parameters that have some; raises where they are not whole."""
+    named = []
+    for g, group in enumerate(groups):
+        for i, key in enumerate(group["params"]):
+            if saved := state_dict["state"].get(key):
+                who = label(g, i, group)
+                states = [saved.get(name) for name in AdaMod.rule.states]
+                if EXPONENTS in saved or not all(map(_is_state, states)):
+                    raise TypeError(
+                        f"the states of {who} must be tensors of floating point numbers, "
+                        f"{', '.join(AdaMod.rule.states)}, and no codes; give what "
+                        "AdaMod.state_dict() returned"
+                    )
+                if "step" not in saved:
+                    raise ValueError(f"the state of {who} lacks step; give a whole state dict")
+                named.append((who, saved))
+    return named
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
 def _converted(saved: Mapping[str, Any], group: dict[str, Any], who: str) -> dict[str, Any]:
     rule = AdaMod.rule
-    states = [saved.get(name) for name in rule.states]
-    if not all(isinstance(tensor, Tensor) and tensor.is_floating_point() for tensor in states):
-        raise TypeError(
-            f"the states of {who} must be tensors of floating point numbers, "
-            f"{', '.join(rule.states)}; give what AdaMod.state_dict() returned"
-        )
-    like: Any = states[0]
+    like: Any = saved[rule.states[0]]
     formats = Formats(group["state_format"], group["weight_format"])
     if like.numel() < group["min_coded_numel"]:
         formats = formats._replace(state="fp32")

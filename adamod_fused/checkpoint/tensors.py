@@ -52,7 +52,7 @@ def to_tensors(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[s
                     f"{name} of parameter {key} must be a tensor, got {value!r}; load the state "
                     "dict into an AdaMod first and take its own"
                 )
-            tensors[f"{key}.{name}"] = value.detach().contiguous()
+            tensors[f"{key}.{name}"] = value.detach().contiguous().resolve_neg()
     for index, group in enumerate(groups):
         for name, value in group.items():
             group[name] = plain_numbers(value)
