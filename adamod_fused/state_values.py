@@ -12,6 +12,7 @@ from torch.optim.optimizer import Optimizer
 
 from . import coded_states, formats, validation, value_checks
 from .dtensor import local, wrapped
+from .exclusion import Exclusion
 from .formats import REMAINDER, STATE_FORMATS, Formats
 from .layout import dense_strides
 from .reference import COMPUTE_DTYPES
@@ -24,6 +25,7 @@ class EditableStates(Optimizer):
 
     rule: ClassVar[Any]
     """A rule of ``reference.py``."""
+    _exclusion: Exclusion
 
     @contextmanager
     def state_values(self, param: Tensor) -> Iterator[dict[str, Tensor]]:
@@ -68,16 +70,19 @@ class EditableStates(Optimizer):
         values = _values(self.rule, param, entries, who)
         names = list(values)
         yield values
-        with torch.no_grad():
+        with torch.no_grad(), self._exclusion.of("the end of state_values()"):
             _check(self.rule, param, values, names, who)
             first = self.rule.states[0]
             stored, layout = _formats(entries, first), local(entries[first]).stride()
             made = coded_states.in_formats(self.rule, param, values, stored, layout)
             for name, value in made.items():
                 local(entries[name]).copy_(local(value))
-            step = torch.as_tensor(values["step"], dtype=torch.float32)
+            step = torch.as_tensor(
+                values["step"], dtype=torch.float32, device=entries["step"].device
+            )
             entries["step"].copy_(step.reshape(()))
 
+    @torch.inference_mode(False)  # a step could not write tensors of that mode
     @torch.no_grad()
     def replace_param(
         self, old: Tensor, new: Tensor, change: Callable[[str, Tensor], Tensor]
@@ -92,7 +97,7 @@ class EditableStates(Optimizer):
             new: the parameter that is stepped from now on, of any shape. It may be ``old`` itself
                 where its ``.data`` was replaced.
             change: given the name and the values of each state, as ``state_values`` has them,
-                returns the values of ``new``, of its shape. A new element starts at 0.
+                returns the values of ``new``, of its shape: 0 for elements that are new.
 
         Raises:
             TypeError, ValueError: the optimizer does not have ``old``, has ``new`` already or
@@ -109,6 +114,10 @@ class EditableStates(Optimizer):
             >>> fewer = torch.nn.Parameter(points.detach()[kept])
             >>> optimizer.replace_param(points, fewer, lambda name, values: values[kept])
         """
+        with self._exclusion.of("replace_param()"):
+            self._replace(old, new, change)
+
+    def _replace(self, old: Tensor, new: Tensor, change: Callable[[str, Tensor], Tensor]) -> None:
         group, index, who, entries = self._find(old)
         if new is not old and any(new is p for g in self.param_groups for p in g["params"]):
             raise ValueError(f"the parameter to replace {who} is in this optimizer already")
