@@ -8,8 +8,9 @@ from torch.optim.optimizer import ParamsT
 
 from . import operators, reference
 from .bound_stats import EVERY, BoundTracker, every_of
+from .hyperparameters import is_sequence
 from .optimizer import FusedOptimizer
-from .validation import check_choice, check_range
+from .validation import check_choice, check_range, shown
 
 VARIANTS = ("paper", "released")
 
@@ -18,10 +19,10 @@ def check_hyperparameters(values: dict[str, Any]) -> None:
     """Raises TypeError or ValueError where a hyperparameter of AdaMod is out of range."""
     check_range("lr", values["lr"], 0.0)
     betas = values["betas"]
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+    if not is_sequence(betas) or len(betas) != 2:
         raise ValueError(
-            f"betas must be two numbers, (beta1, beta2), got {betas!r}; beta3 is an argument of "
-            "its own"
+            f"betas must be two numbers, (beta1, beta2), got {shown(betas)}; beta3 is an argument "
+            "of its own"
         )
     check_range("beta1", betas[0], 0.0, 1.0)
     check_range("beta2", betas[1], 0.0, 1.0)
@@ -56,8 +57,8 @@ class AdaMod(FusedOptimizer):
             shape, layout and mix of devices.
         lr: step size, in units of the parameter (Adam's unit: the size of a typical step).
             Default: 1e-3.
-        betas: decay rates of the gradient's and the squared gradient's average, each in [0, 1).
-            Default: (0.9, 0.999).
+        betas: decay rates of the gradient's and the squared gradient's average, each in [0, 1): a
+            sequence of two, which is kept as a tuple. Default: (0.9, 0.999).
         beta3: decay rate of the learning rate's average, in [0, 1); 0 turns the bound off.
             Default: 0.999.
         eps: added to the root of the second moment, in units of the gradient. Default: 1e-8.

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .hyperparameters import copied, on_host
+from .hyperparameters import as_integer, copied, on_host
 from .observed import (
     COUNTS,
     FLOATS,
@@ -26,7 +26,7 @@ from .observed import (
     empty_observations,
     slots_of,
 )
-from .validation import check_choice
+from .validation import check_choice, name_of
 
 EVERY = 100
 """How many steps apart two are that are looked at, where nothing else is said."""
@@ -44,6 +44,7 @@ def every_of(track_bound: Any) -> int:
     """
     if isinstance(track_bound, bool):
         return EVERY if track_bound else 0
+    track_bound = as_integer(track_bound)
     if not isinstance(track_bound, int):
         raise TypeError(
             f"track_bound must be True, False or a whole number of steps, got {track_bound!r}"
@@ -198,7 +199,7 @@ def _observations(look: Look) -> tuple[list[Tensor], dict[int, tuple[range, int]
 def _places(groups: Sequence[GroupThen]) -> list[tuple[int, int, str]]:
     """Of each parameter its group, its place there and its name; both stand behind a name twice."""
     places = [
-        (g, i, group.names[i] if group.names else f"{g}.{i}")
+        (g, i, name_of(group.names, i) or f"{g}.{i}")
         for g, group in enumerate(groups)
         for i in range(group.params)
     ]

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .validation import check_choice, check_range
+from .hyperparameters import as_integer
+from .validation import check_choice, check_range, shown
 
 STATE_FORMATS = {"fp32": 4, "16bit": 2, "8bit": 1}
 """Each format of states with the bytes that an element takes."""
@@ -20,6 +21,9 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
 }
 """The keywords, with what they are where nothing is said."""
+
+INTEGERS = ("min_coded_numel", "seed")
+"""Those of them that are whole numbers."""
 
 LIVE = ("state_format", "weight_format", "min_coded_numel")
 """Those of them that stay the live optimizer's when a state dict is loaded."""
@@ -55,10 +59,10 @@ def check(group: dict[str, Any]) -> None:
     """Raises TypeError or ValueError where a param group's formats are bad."""
     check_choice("state_format", group["state_format"], tuple(STATE_FORMATS))
     check_choice("weight_format", group["weight_format"], WEIGHT_FORMATS)
-    for name in ("min_coded_numel", "seed"):
+    for name in INTEGERS:
         check_range(name, group[name], 0.0)
-        if not isinstance(group[name], int):
-            raise TypeError(f"{name} must be a whole number, got {group[name]!r}")
+        if not isinstance(as_integer(group[name]), int):
+            raise TypeError(f"{name} must be a whole number, got {shown(group[name])}")
 
 
 def formats_of(param: Tensor, group: dict[str, Any], label: str) -> Formats:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from . import validation
+from .hyperparameters import as_integer
 from .optimizer import FusedOptimizer
 
 BATCH_NUMEL = 1 << 20
@@ -163,6 +164,7 @@ def release_gradients(
         raise TypeError(
             f"release_gradients needs an optimizer of adamod_fused, got {type(optimizer).__name__}"
         )
+    batch_numel = as_integer(batch_numel)
     if not isinstance(batch_numel, int) or batch_numel < 1:
         raise ValueError(f"batch_numel must be an integer >= 1, got {batch_numel!r}")
     if optimizer._release is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +21,57 @@ class DeviceNumber:
 
 
 def as_numbers(value: Any) -> Any:
-    """Hyperparameters may be 0-dim tensors; rules want numbers, or what a device reads itself."""
-    if isinstance(value, (float, int, str)):  # first, since asking for Tensor takes longest
+    """A hyperparameter as rules want it: a number, what a device reads itself, or a tuple of them.
+
+    It may be given as a 0-dim tensor or array, and several as any sequence.
+    """
+    if isinstance(value, (float, int, str)):  # first, since the other questions take longer
+        return value
+    return tuple(map(_as_number, value)) if is_sequence(value) else _as_number(value)
+
+
+def _as_number(value: Any) -> Any:
+    if isinstance(value, (float, int, str)):
         return value
     if isinstance(value, Tensor):
         if value.device.type == "cuda":
             return DeviceNumber(value)
+        value = value.detach()
         return value.item() if value.numel() == 1 else value.tolist()
+    try:
+        return float(value) if hasattr(value, "__float__") else value
+    except (TypeError, ValueError):  # an array of several
+        return value
+
+
+def is_sequence(value: Any) -> bool:
+    """Whether a value holds others in an order: a tuple, a list, an array of one dimension."""
     if isinstance(value, (tuple, list)):
-        return tuple(as_numbers(item) for item in value)
-    return value
+        return True
+    if isinstance(value, Tensor):
+        return (
+            value.ndim == 1 and len(value) != 1
+        )  # torch takes one of a single element as a number
+    kind = type(value)
+    is_indexed = hasattr(kind, "__len__") and hasattr(kind, "__getitem__")
+    is_other = isinstance(value, (str, bytes, Mapping))
+    return is_indexed and not is_other and getattr(value, "ndim", 1) == 1
+
+
+def as_kept(value: Any) -> Any:
+    """A hyperparameter as a param group keeps it: of a sequence, a tuple of Python's numbers."""
+    if not is_sequence(value):
+        return value
+    numbers = (item if isinstance(item, Tensor) else _as_number(item) for item in value)
+    return tuple(float(item) if isinstance(item, float) else item for item in numbers)
+
+
+def as_integer(value: Any) -> Any:
+    """A whole number of any type, such as numpy's, as an int; other values as they are."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        return value
 
 
 def copied(value: Any) -> Any:

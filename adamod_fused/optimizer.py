@@ -5,7 +5,7 @@ A subclass names its rule and checks its hyperparameters; it knows neither memor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,7 +21,7 @@ from .bound_stats import BoundTracker
 from .control import Clip, HandedOver, check_max_norm, clip_of, control, hand_over, scale_of
 from .copies import Copies
 from .exclusion import Exclusion
-from .hyperparameters import as_numbers, is_on_device
+from .hyperparameters import as_integer, as_kept, as_numbers, is_on_device
 from .memory_report import MemoryReport, memory_report
 from .plan import Plan, is_capturing
 from .state_values import EditableStates
@@ -52,6 +52,7 @@ class FusedOptimizer(EditableStates):
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self._check_group(defaults)
+        self._tidy_group(defaults, defaults)
         super().__init__(params, defaults)
         self._exclusion = Exclusion()
         self._release: GradientRelease | None = None
@@ -77,6 +78,7 @@ class FusedOptimizer(EditableStates):
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
+            self._tidy_group(group, self.defaults)
         # These outlive load_state_dict(), which calls this, and not a copy.
         self.__dict__.setdefault("_exclusion", Exclusion())
         self.__dict__.setdefault("_release", None)
@@ -93,16 +95,32 @@ class FusedOptimizer(EditableStates):
         execution.check(group)
         formats.check(group)
 
+    @staticmethod
+    def _tidy_group(group: dict[str, Any], names: Iterable[str]) -> None:
+        """Has a checked param group keep tuples of any sequences, and ints of any whole numbers."""
+        for name in names:
+            if name in formats.INTEGERS:
+                group[name] = as_integer(group[name])
+            elif name not in KEYWORDS:
+                group[name] = as_kept(group[name])
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a param group, after checking its hyperparameters and parameters.
 
         Raises:
             TypeError, ValueError, RuntimeError: as the constructor; the optimizer is unchanged.
         """
-        super().add_param_group(param_group)
-        index, group = len(self.param_groups) - 1, self.param_groups[-1]
+        if isinstance(param_group, dict) and "params" not in param_group:
+            raise ValueError(
+                f"the param group lacks 'params' (it has {', '.join(map(repr, param_group))}); "
+                "give it the parameters that it is to optimize"
+            )
+        index = len(self.param_groups)
         try:
+            super().add_param_group(param_group)
+            group = self.param_groups[index]
             self._check_group(group)
+            self._tidy_group(group, self.defaults)
             for i, param in enumerate(group["params"]):
                 if is_lazy(param):  # has no shape or dtype until its module first runs
                     continue
@@ -110,8 +128,8 @@ class FusedOptimizer(EditableStates):
                     label = validation.label(index, i, group)
                     validation.check_param(param, label)
                     formats.formats_of(param, group, label)
-        except (TypeError, ValueError, RuntimeError):
-            self.param_groups.pop()
+        except BaseException:
+            del self.param_groups[index:]
             raise
 
     @with_step_hooks

@@ -138,7 +138,8 @@ class Plan:
         elif stored.are_plain:
             layout = ()  # the reference steps whatever lies anyhow
         ordinal = len(self._members)
-        key = key_of(group["seed"], self._ordinals[ordinal] if self._ordinals else ordinal)
+        number_of_key = self._ordinals[ordinal] if self._ordinals else ordinal
+        key = key_of(operator.index(group["seed"]), number_of_key)
         first = 0 if stored.are_plain else first_index(param, layout)
         kind = param.dtype, param.device
         return Member(param, group_index, label, number, layout, stored, first, key, *kind)

@@ -37,25 +37,41 @@ def check_range(name: str, value: Any, low: float, high: float = math.inf) -> No
     try:
         if isinstance(value, (str, bytes)):  # float() would read them, arithmetic does not
             raise TypeError
-        number = float(value)
+        number = float(value.detach() if isinstance(value, Tensor) else value)
+    except OverflowError:
+        number = math.inf
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
+        raise TypeError(f"{name} must be a number, got {shown(value)}") from None
     if not (low <= number < high):
         bounds = f"lie in [{low:g}, {high:g})" if high < math.inf else f"be finite and >= {low:g}"
-        raise ValueError(f"{name} must {bounds}, got {value!r}")
+        raise ValueError(f"{name} must {bounds}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """How errors show a value: as Python does, if that can be done and is not too long."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or of too many digits
+        return f"a value of type {type(value).__name__} that is too large to show"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raises where ``value`` is none of ``choices``."""
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{name} must be one of {listed}, got {value!r}")
+        raise ValueError(f"{name} must be one of {listed}, got {shown(value)}")
+
+
+def name_of(names: Sequence[str] | None, param_index: int) -> str | None:
+    """A parameter's name; None where its group has no names, or none of what was appended."""
+    return names[param_index] if names and param_index < len(names) else None
 
 
 def label(group_index: int, param_index: int, group: dict[str, Any]) -> str:
     """How errors name a parameter: index, group, and name where the optimizer was given names."""
-    names = group.get("param_names")
-    name = f" ({names[param_index]!r})" if names else ""
+    name = name_of(group.get("param_names"), param_index)
+    name = "" if name is None else f" ({name!r})"
     return f"parameter {param_index} of group {group_index}{name}"
 
 
