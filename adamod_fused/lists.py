@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import coded_states, execution, formats, validation
+from . import coded_states, execution, fake, formats, validation
+from .backends import extension
 from .layout import dense_strides, lies_as
-from .plan import Plan
+from .list_plans import KeptPlans, ListPlan, Lists
 
-Lists = Sequence[Sequence[Tensor]]
+_plans = KeptPlans()
 
 BESIDE = {formats.EXPONENTS: "block_exponents", formats.REMAINDER: "param_remainders"}
 """The entries of a coded parameter beside its states, and what lists of them are called."""
@@ -56,6 +57,40 @@ def step(
     Raises:
         TypeError, ValueError, RuntimeError: something cannot be stepped; no tensor has changed.
     """
+    kind = _kind_of(rule, lists[0], backend, fused, coding)
+    plan = _plans.take(kind) if kind is not None else None
+    if plan is not None and plan.load(lists, coding.beside if coding is not None else ((), ())):
+        plan.run([hyperparameters])
+    else:
+        plan = _step_anew(rule, lists, hyperparameters, backend, fused, coding)
+    if kind is not None and plan is not None and plan.forget():
+        _plans.put(kind, plan)
+
+
+def _kind_of(
+    rule: Any, params: Sequence[Tensor], backend: str | None, fused: bool, coding: Coding | None
+) -> Hashable | None:
+    """What a plan is made of and does not check in the tensors; None where none is to be kept."""
+    if extension.core is None or fake.in_fake_mode():  # in which real tensors are refused
+        return None
+    params_kind = extension.core.kind_of_params(params)
+    if params_kind is None:
+        return None
+    if coding is None:
+        return rule, backend, fused, params_kind
+    keywords, ordinals = tuple(coding.keywords.items()), tuple(coding.ordinals)
+    return rule, backend, fused, params_kind, keywords, ordinals
+
+
+def _step_anew(
+    rule: Any,
+    lists: Lists,
+    hyperparameters: dict[str, Any],
+    backend: str | None,
+    fused: bool,
+    coding: Coding | None,
+) -> ListPlan | None:
+    """Checks all tensors, steps them, and returns a plan for others like them if it can be kept."""
     params, grads, *states, steps = lists
     for name, tensors in zip(names_of_lists(rule), lists, strict=True):
         if len(tensors) != len(params):
@@ -81,13 +116,16 @@ def step(
     execution.check(group)
     state = {param: dict(entries) for param, entries in zip(params, given, strict=True)}
     # A step inside a graph must not wait for a device.
-    plan = Plan(rule, [group], state, grad_of.__getitem__, ordinals=ordinals, may_wait=False)
-    plan.load(state)
+    plan = ListPlan(rule, [group], state, grad_of.__getitem__, ordinals=ordinals, may_wait=False)
+    plan.load_state(state)
     plan.run([hyperparameters])
+    fits = True
     for param, entries in zip(params, given, strict=True):
         for name, tensor in entries.items():
             if state[param][name] is not tensor:  # it was stepped in a layout of its own
                 tensor.copy_(state[param][name])
+                fits = False
+    return plan if fits else None
 
 
 def _put_beside(

@@ -240,21 +240,6 @@ class Plan:
         # Blocks of codes and random bits follow the order of elements in memory.
         return member.formats.are_plain or dense_strides(local(param)) == member.layout
 
-    def load(self, state: State) -> None:
-        """Takes down this step's tensors where gradients come from elsewhere than ``.grad``."""
-        if self._table is not None:
-            self._table.clear()
-            for index, (param, _, _, batch, *_) in enumerate(self._members):
-                entries = state.get(param)
-                if batch >= 0 and entries is not None:
-                    given = tuple(entries[name] for name in self._rule.states)
-                    beside = entries.get(formats.EXPONENTS), entries.get(formats.REMAINDER)
-                    grad, step = self._grad_of(param), entries["step"]
-                    loaded = self._table.put(index, grad, given, step, *beside)
-                    if not loaded:  # the constructor admitted these very tensors
-                        raise RuntimeError("tensors changed while they were being stepped")
-        self._refresh_reference(state)
-
     def run(
         self,
         hyperparameters: Sequence[dict[str, Any]],
@@ -334,15 +319,19 @@ class Plan:
 
         So are DTensors' gradients that other placements have cut, redistributed on the way.
         """
-        member, given = self._members[index], self._table.grad(index)
-        validation.check_grad(member.param, given, member.label)
-        redone = redistributed(given, member.param)
-        validation.check_grad(member.param, redone, member.label)
-        validation.check_sharding(member.param, redone, f"the gradient of {member.label}")
-        shard = local(member.param)
-        param, grad = laid_out(shard, member.layout), laid_out(local(redone), member.layout)
-        self._table.stage(index, param.data_ptr(), grad.data_ptr())
-        return member.batch, shard, param, grad
+        member, param, given = (
+            self._members[index],
+            self._table.param(index),
+            self._table.grad(index),
+        )
+        validation.check_grad(param, given, member.label)
+        redone = redistributed(given, param)
+        validation.check_grad(param, redone, member.label)
+        validation.check_sharding(param, redone, f"the gradient of {member.label}")
+        shard = local(param)
+        copy, grad = laid_out(shard, member.layout), laid_out(local(redone), member.layout)
+        self._table.stage(index, copy.data_ptr(), grad.data_ptr())
+        return member.batch, shard, copy, grad
 
     def _set_groups(
         self, index: int, device: torch.device, groups: Sequence[tuple[Any, ...]]

@@ -79,6 +79,8 @@ class ClassSetting(Setting):
 
 
 class FunctionSetting(Setting):
+    """Spoiled after one call, whose plan is kept."""
+
     who = r"parameter 2 of group 0"
 
     def __post_init__(self) -> None:
@@ -87,6 +89,7 @@ class FunctionSetting(Setting):
         self.grads: list[Any] = [torch.full_like(param, 0.5) for param in self.params]
         self.states = {name: [torch.full_like(p, 0.01) for p in self.params] for name in STATES}
         self.states["step"] = [torch.tensor(3.0) for _ in self.params]
+        self.run()
 
     @property
     def bad(self) -> Any:

@@ -20,8 +20,8 @@ def prepared(step: int, hyperparameters: dict[str, Any]) -> list[float]:
     table = extension.core.Table(list(AdaMod.states), 1, True)
     param = torch.zeros(1)
     table.add_param(param, 0, table.add_batch(1, False), torch.float32, [1])
-    states = tuple(torch.zeros(1) for _ in AdaMod.states)
-    assert table.put(0, torch.zeros(1), states, torch.tensor(float(step)))
+    states = tuple([torch.zeros(1)] for _ in AdaMod.states)
+    assert table.load([param], [torch.zeros(1)], states, [torch.tensor(float(step))])
     table.prepare(AdaMod.name, [AdaMod.hyperparameters(**hyperparameters)])
     return [value for (value,) in struct.iter_unpack("f", bytes(table.scalars))]
 
@@ -47,8 +47,9 @@ def test_a_row_of_scalars(step: int, variant: str) -> None:
 
 def test_a_rule_that_does_not_exist() -> None:
     table = extension.core.Table(list(AdaMod.states), 1, True)
-    table.add_param(torch.zeros(1), 0, table.add_batch(1, False), torch.float32, [1])
-    states = tuple(torch.zeros(1) for _ in AdaMod.states)
-    assert table.put(0, torch.zeros(1), states, torch.tensor(0.0))
+    param = torch.zeros(1)
+    table.add_param(param, 0, table.add_batch(1, False), torch.float32, [1])
+    states = tuple([torch.zeros(1)] for _ in AdaMod.states)
+    assert table.load([param], [torch.zeros(1)], states, [torch.tensor(0.0)])
     with pytest.raises(ValueError, match="no rule named nothing"):
         table.prepare("nothing", [(0.0,)])

@@ -23,9 +23,10 @@ def by_kernel(grads: Sequence[Tensor], instruction_set: str, threads: int = 2) -
     """Of gradients of one dtype, through the compiled table."""
     table = extension.core.Table([], 1, True)
     batch = table.add_batch(1, False)
-    for i, grad in enumerate(grads):
-        table.add_param(torch.zeros_like(grad), 0, batch, torch.float32, list(grad.stride()))
-        assert table.put(i, grad, (), torch.tensor(0.0))
+    params = [torch.zeros_like(grad) for grad in grads]
+    for param in params:
+        table.add_param(param, 0, batch, torch.float32, list(param.stride()))
+    assert table.load(params, grads, (), [torch.tensor(0.0) for _ in grads])
     grad_table = table.grad_table(range(len(grads)))
     dtype = dtype_name(grads[0].dtype)
     return extension.core.cpu_sum_squares(dtype, grad_table, threads, instruction_set)

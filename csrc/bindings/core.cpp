@@ -1,9 +1,11 @@
 // The module adamod_fused._C: the tensor table and the CPU engine. It knows addresses and integers,
 // and of torch only what any Python code could ask.
+#include <pybind11/gil_safe_call_once.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -57,6 +59,38 @@ double cpu_sum_squares(const std::string& dtype, const GradTable& table, int thr
                           table.num_segments, threads, instruction_set);
 }
 
+// What tells lists of parameters apart that need tables of their own, as a number: parameters of
+// other shapes, layouts, dtypes or devices hardly ever have the same one. None where one is no
+// strided tensor, or of a subclass other than torch.nn.Parameter.
+class Kinds {
+ public:
+  Kinds()
+      : reader_(true),
+        parameter_type_(py::module_::import("torch").attr("nn").attr("Parameter")),
+        tensor_type_(py::module_::import("torch").attr("Tensor")) {}
+
+  std::optional<std::uint64_t> of(const py::object& params) const {
+    const Items items(params);
+    std::uint64_t kind = items.size();
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(items[i]));
+      if (type != tensor_type_.ptr() && type != parameter_type_.ptr()) return std::nullopt;
+      if (!reader_.is_strided(items[i])) return std::nullopt;
+      kind = kind * 0x100000001b3u + reader_.kind_of(items[i]);
+    }
+    return kind;
+  }
+
+ private:
+  TensorReader reader_;
+  py::object parameter_type_, tensor_type_;
+};
+
+std::optional<std::uint64_t> kind_of_params(const py::object& params) {
+  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<Kinds> kinds;
+  return kinds.call_once_and_store_result([] { return Kinds(); }).get_stored().of(params);
+}
+
 // Makes Table known to Python's garbage collector. The collector may look at an instance before
 // its constructor has run. There is no tp_clear: the optimizer's own dictionary breaks each cycle.
 void let_collect(PyHeapTypeObject* heap_type) {
@@ -107,9 +141,11 @@ PYBIND11_MODULE(_C, m) {
       .def("know_dtensor", &Table::know_dtensor)
       .def("expect_state", &Table::expect_state)
       .def("refresh", &Table::refresh)
-      .def("put", &Table::put, py::arg("param"), py::arg("grad"), py::arg("states"),
-           py::arg("step"), py::arg("exponents") = py::none(), py::arg("remainders") = py::none())
+      .def("load", &Table::load, py::arg("params"), py::arg("grads"), py::arg("states"),
+           py::arg("steps"), py::arg("exponents") = py::tuple(),
+           py::arg("remainders") = py::tuple())
       .def("clear", &Table::clear)
+      .def("forget", &Table::forget)
       .def("staged", &Table::staged)
       .def("stage", &Table::stage)
       .def("prepare", &Table::prepare)
@@ -117,6 +153,7 @@ PYBIND11_MODULE(_C, m) {
       .def("grad_table", &Table::grad_table)
       .def("fingerprint", &Table::fingerprint)
       .def("has_fingerprint", &Table::has_fingerprint)
+      .def("param", &Table::param)
       .def("grad", &Table::grad)
       .def("row_params", &Table::row_params)
       .def("advance", &Table::advance)
@@ -125,6 +162,8 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("scalars_address", [](Table& t) { return address_of(t.scalars()); })
       .def_property_readonly("scalars", [](Table& t) { return view_of(t.scalars()); })
       .def_property_readonly("num_scalars", &Table::num_scalars);
+
+  m.def("kind_of_params", &kind_of_params);
 
   m.def("cpu_step", &cpu_step, py::arg("rule"), py::arg("dtype"), py::arg("table"),
         py::arg("index"), py::arg("grad_scale"), py::arg("threads"), py::arg("instruction_set"),

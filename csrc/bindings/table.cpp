@@ -203,6 +203,10 @@ bool Table::has_fingerprint(const py::list& fingerprint) const {
   return true;
 }
 
+py::object Table::param(int index) const {
+  return params_.at(static_cast<std::size_t>(index)).object;
+}
+
 py::object Table::grad(int index) const {
   return params_.at(static_cast<std::size_t>(index)).held[0];
 }

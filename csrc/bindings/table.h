@@ -10,6 +10,7 @@
 #include <pybind11/pybind11.h>
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -47,6 +48,26 @@ struct GradTable {
   std::vector<GradRow> rows;
   std::int64_t num_segments = 0;
 };
+
+// The items of a list or tuple, or of anything that can be made one.
+class Items {
+ public:
+  explicit Items(const py::object& items)
+      : held_(py::reinterpret_steal<py::object>(PySequence_Fast(items.ptr(), "not a sequence"))) {
+    if (!held_) throw py::error_already_set();
+  }
+
+  std::size_t size() const {
+    return static_cast<std::size_t>(PySequence_Fast_GET_SIZE(held_.ptr()));
+  }
+  PyObject* operator[](std::size_t i) const { return PySequence_Fast_ITEMS(held_.ptr())[i]; }
+
+ private:
+  py::object held_;
+};
+
+// Memory of one device.
+using MemorySpan = std::tuple<std::int32_t, std::int32_t, std::uintptr_t, std::uintptr_t>;
 
 // How a parameter of a coded batch is stored, and what it has beside its states.
 struct Coding {
@@ -89,11 +110,18 @@ class Table {
   // anything differs from what was added: then nothing may be launched.
   bool refresh(const py::list& param_groups, const py::dict& state);
 
-  // Fills one parameter's row from tensors in hand, as `refresh` does; `clear` goes before.
-  // `exponents`, `remainders`: None where the parameter has none.
-  bool put(int param, py::object grad, const py::tuple& states, py::object step,
-           py::object exponents, py::object remainders);
+  // Fills the batches for one step from lists of tensors that belong to a caller: a parameter, a
+  // gradient, states and a step count for each parameter that a batch serves, in order; exponents
+  // and remainders for those of them that have any. The parameters need not be those that were
+  // added, only like them. False where a tensor is not like its predecessor, where two of those
+  // that a step writes share memory, or where an exponent on the CPU is none that a step writes.
+  bool load(const py::object& params, const py::object& grads, const py::tuple& states,
+            const py::object& steps, const py::object& exponents, const py::object& remainders);
+
+  // Lets go of this step's tensors, but for the parameters; `forget` lets go of these too, and of
+  // the expected state: only `load` goes on from there.
   void clear();
+  void forget();
 
   // Parameters that, or whose gradient, must be copied into the layout before a launch (a DTensor's
   // gradient maybe redistributed too), and the addresses of the copies.
@@ -118,7 +146,8 @@ class Table {
   py::list fingerprint() const;
   bool has_fingerprint(const py::list& fingerprint) const;
 
-  // The gradient that a parameter's row was filled with.
+  // A parameter, and the gradient that its row was filled with.
+  py::object param(int param) const;
   py::object grad(int param) const;
 
   // The parameters of a batch's rows.
@@ -168,6 +197,12 @@ class Table {
   py::object version_of(const py::object& grad) const;
   bool gather_entries(Param& param);
   bool gather_coded(const Param& param, Coding& coding) const;
+  bool gather_lists(const std::vector<Items>& lists, const Items& exponents,
+                    const Items& remainders);
+  bool all_strided() const;
+  bool fill_gathered();
+  bool exponents_are_sound() const;
+  bool is_disjoint();
   void prefetch_objects(std::size_t turn) const;
   void prefetch(const Param& param) const;
   bool is_trusted(PyObject* tensor) const;
@@ -190,6 +225,7 @@ class Table {
   std::vector<std::size_t> group_sizes_;
   std::vector<std::pair<py::object, int>> expected_state_;  // key, index of the parameter or -1
   std::vector<std::size_t> gathered_;                       // indices of this step's parameters
+  std::vector<MemorySpan> disjoint_;                        // what `load` last found to be so
   std::vector<Batch> batches_;
   std::vector<std::pair<int, std::int64_t>> due_;
   std::map<std::pair<int, std::int64_t>, std::int64_t> scalars_rows_;  // index into due_

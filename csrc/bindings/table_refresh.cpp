@@ -83,6 +83,10 @@ bool Table::take_down(const py::list& param_groups, const py::dict& state) {
     param.held[0] = std::move(grad);
     if (!gather_entries(param)) return false;
   }
+  return fill_gathered();
+}
+
+bool Table::fill_gathered() {
   constexpr std::size_t ahead = 1;
   for (std::size_t i = 0; i < gathered_.size(); ++i) {
     if (i + ahead < gathered_.size()) prefetch(params_[gathered_[i + ahead]]);
@@ -181,24 +185,6 @@ void Table::release(Param& param) {
     coding.exponents = coding.remainders = py::object();
   }
   param.is_due = false;
-}
-
-bool Table::put(int index, py::object grad, const py::tuple& states, py::object step,
-                py::object exponents, py::object remainders) {
-  Param& param = params_.at(static_cast<std::size_t>(index));
-  if (states.size() + 1 != entry_names_.size()) return false;
-  gathered_.push_back(static_cast<std::size_t>(index));
-  param.held[0] = std::move(grad);
-  param.held[1] = std::move(step);
-  for (std::size_t i = 0; i < states.size(); ++i) param.held[i + 2] = states[i];
-  if (param.coding >= 0) {
-    Coding& coding = codings_[static_cast<std::size_t>(param.coding)];
-    if (coding.has_exponents && exponents.is_none()) return false;
-    if (coding.has_remainders && remainders.is_none()) return false;
-    coding.exponents = std::move(exponents);
-    coding.remainders = std::move(remainders);
-  }
-  return fill(param);
 }
 
 // Some subclasses of torch.Tensor keep their elements elsewhere.

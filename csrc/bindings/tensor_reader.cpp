@@ -2,6 +2,7 @@
 
 #include <pybind11/gil_safe_call_once.h>
 
+#include <algorithm>
 #include <string>
 
 namespace {
@@ -38,7 +39,11 @@ bool TensorReader::number_names(const py::module_& torch) {
     return found.value_or(-1);
   };
   for (const std::string name : {"float16", "bfloat16", "float32", "float64", "uint8", "int16"}) {
-    dtypes_[torch.attr(name.c_str())] = number("dtype_" + name);
+    const py::object dtype = torch.attr(name.c_str());
+    const auto index = static_cast<std::size_t>(std::max(number("dtype_" + name), 0));
+    dtypes_[dtype] = index;
+    if (itemsizes_.size() <= index) itemsizes_.resize(index + 1);
+    itemsizes_[index] = dtype.attr("itemsize").cast<std::int64_t>();
   }
   for (const std::string name : {"cpu", "cuda"}) {
     device_types_[name.c_str()] = number("device_type_" + name);
@@ -46,6 +51,34 @@ bool TensorReader::number_names(const py::module_& torch) {
   cpu_ = device_types_["cpu"].cast<std::int32_t>();
   strided_layout_ = number("layout_strided");
   return complete;
+}
+
+std::uint64_t TensorReader::kind_of(PyObject* tensor) const {
+  if (!shim_) return 0;
+  void* const handle = shim_->handle(tensor);
+  std::int64_t dim = 0;
+  const std::int64_t *shape = nullptr, *strides = nullptr;
+  std::int32_t dtype = 0, device_type = 0, device_index = 0;
+  if (shim_->get_dim(handle, &dim) != 0 || shim_->get_sizes(handle, &shape) != 0 ||
+      shim_->get_strides(handle, &strides) != 0 || shim_->get_dtype(handle, &dtype) != 0 ||
+      shim_->get_device_type(handle, &device_type) != 0 ||
+      (device_type != cpu_ && shim_->get_device_index(handle, &device_index) != 0)) {
+    return 0;
+  }
+  std::uint64_t kind = 0;
+  const auto mix = [&](std::int64_t value) {
+    // A step of splitmix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators".
+    kind = (kind ^ static_cast<std::uint64_t>(value)) + 0x9e3779b97f4a7c15u;
+    kind = (kind ^ (kind >> 30)) * 0xbf58476d1ce4e5b9u;
+    kind = (kind ^ (kind >> 27)) * 0x94d049bb133111ebu;
+    kind ^= kind >> 31;
+  };
+  for (const std::int32_t number : {dtype, device_type, device_index}) mix(number);
+  for (std::int64_t d = 0; d < dim; ++d) {
+    mix(shape[d]);
+    mix(strides[d]);
+  }
+  return kind;
 }
 
 std::int32_t TensorReader::number_of(const py::object& dtype) const {

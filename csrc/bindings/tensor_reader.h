@@ -34,9 +34,16 @@ class TensorReader {
   // Throws py::key_error for a dtype that no engine has.
   std::int32_t number_of(const py::object& dtype) const;
 
+  // Bytes of an element of a dtype, as numbered by the reader.
+  std::int64_t itemsize(std::int32_t dtype) const {
+    return itemsizes_[static_cast<std::size_t>(dtype)];
+  }
+
+  bool is_tensor(PyObject* object) const { return PyObject_TypeCheck(object, tensor_type()); }
+
   // False where `tensor` is none, or has no plain memory (sparse, ...).
   bool read(PyObject* tensor, TensorView& view) {
-    if (!PyObject_TypeCheck(tensor, tensor_type())) return false;
+    if (!is_tensor(tensor)) return false;
     return shim_ ? read_by_shim(tensor, view) : read_by_methods(tensor, view);
   }
 
@@ -50,6 +57,10 @@ class TensorReader {
     std::int32_t layout = -1;
     return shim_->get_layout(shim_->handle(tensor), &layout) == 0 && layout == strided_layout_;
   }
+
+  // A number that tensors of one shape, layout, dtype and device share; others hardly ever have it.
+  // 0 for all that the shim does not read. `tensor` must be strided and no subclass.
+  std::uint64_t kind_of(PyObject* tensor) const;
 
   // Whether `tensor`'s elements stand in memory with the other sign: a lazily negated view.
   bool is_neg(PyObject* tensor) const {
@@ -75,7 +86,7 @@ class TensorReader {
   // Asks for the memory that `read` of this tensor will want. A hint, good for three cache lines,
   // the size of torch's TensorImpl: nothing is read.
   void prefetch(PyObject* tensor) const {
-    if (!shim_ || !PyObject_TypeCheck(tensor, tensor_type())) return;
+    if (!shim_ || !is_tensor(tensor)) return;
     const char* implementation = shim_->implementation(tensor);
     for (int line = 0; line < 3; ++line) __builtin_prefetch(implementation + 64 * line);
   }
@@ -104,10 +115,11 @@ class TensorReader {
   bool read_by_methods(PyObject* tensor, TensorView& view);
 
   std::optional<TorchShim> shim_;
-  py::object tensor_type_;          // torch.Tensor
-  py::object strided_;              // torch.strided
-  py::object is_inference_mode_;    // torch.is_inference_mode_enabled
-  py::dict dtypes_, device_types_;  // torch.dtype and torch.device.type -> number
+  py::object tensor_type_;               // torch.Tensor
+  py::object strided_;                   // torch.strided
+  py::object is_inference_mode_;         // torch.is_inference_mode_enabled
+  py::dict dtypes_, device_types_;       // torch.dtype and torch.device.type -> number
+  std::vector<std::int64_t> itemsizes_;  // by number
   std::int32_t cpu_, strided_layout_;
   std::vector<std::int64_t> shape_, strides_;
 };
