@@ -44,8 +44,8 @@ class AdaMod(FusedOptimizer):
         v_t &= \beta_2 v_{t-1} + (1 - \beta_2) g_t^2 \\
         \eta_t &= \mathrm{lr} / (\sqrt{v_t / (1 - \beta_2^t)} + \epsilon) \\
         s_t &= \beta_3 s_{t-1} + (1 - \beta_3) \eta_t, \quad s_0 = 0 \\
-        p_t &= (1 - \mathrm{lr} \cdot \mathrm{weight\_decay}) \, p_{t-1}
-               - \min(\eta_t, s_t) \, m_t / (1 - \beta_1^t)
+        p_t &= p_{t-1} - (\mathrm{lr} \cdot \mathrm{weight\_decay} \cdot p_{t-1}
+               + \min(\eta_t, s_t) \, m_t / (1 - \beta_1^t))
 
     The bound :math:`s` starts at 0 and is not bias-corrected: it is a warm-up of about
     :math:`1 / (1 - \beta_3)` steps, for each element by itself.
@@ -62,11 +62,14 @@ class AdaMod(FusedOptimizer):
         beta3: decay rate of the learning rate's average, in [0, 1); 0 turns the bound off.
             Default: 0.999.
         eps: added to the root of the second moment, in units of the gradient. Default: 1e-8.
-        weight_decay: decoupled weight decay, multiplied by lr, as in AdamW. Default: 0.0.
+        weight_decay: decoupled weight decay, multiplied by lr, as in AdamW, but in float32 as exact
+            for a small lr as for a large one. It turns an infinite weight into NaN; at 0 infinite
+            weights stay. Default: 0.0.
         variant: ``"paper"`` as above, or ``"released"``, the form of the authors' code, whose
             bias corrections sit inside the bounded rate:
             :math:`\eta_t = \mathrm{lr} \frac{\sqrt{1-\beta_2^t}}{1-\beta_1^t} / (\sqrt{v_t} +
-            \epsilon)` and :math:`p_t = \ldots - \min(\eta_t, s_t) \, m_t`. Default: "paper".
+            \epsilon)` and :math:`p_t = p_{t-1} - (\ldots + \min(\eta_t, s_t) \, m_t)`.
+            Default: "paper".
         maximize: ascend instead of descend. Default: False.
         backend: None chooses the fastest that works for each tensor; ``"cuda"``, ``"triton"``,
             ``"cpu"`` or ``"reference"`` obeys or raises. Default: None.

@@ -97,6 +97,18 @@ class Coded(NamedTuple):
     """Whether weights are rounded stochastically."""
 
 
+def stepped(rule: Any, scalars: Any, param: Tensor, grad: Tensor, *states: Tensor) -> list[Tensor]:
+    """One step of any rule on tensors of one dtype and shape: the new param and the new states.
+
+    As csrc/rules/step_element.h: a rule computes its states and the update, and weight decay takes
+    ``weight_decay_rate`` of the param off in one sum with the update.
+    """
+    update, *new_states = rule.update(scalars, grad, *states)
+    exact = torch.tensor(scalars.weight_decay_rate, dtype=torch.float64, device="cpu")
+    rate = exact.to(param.dtype).item()  # rounded first: kernels find 0 where this does
+    return [param - (rate * param + update if rate != 0 else update), *new_states]
+
+
 def step_(
     rule: Any,
     scalars: Any,
@@ -114,14 +126,14 @@ def step_(
     dtype = COMPUTE_DTYPES[param.dtype]
     grad = grad.to(dtype) * grad_scale
     if coded is None:
-        updated = rule.update(scalars, param.to(dtype), grad, *states)
+        updated = stepped(rule, scalars, param.to(dtype), grad, *states)
         for tensor, new in zip((param, *states), updated, strict=True):
             tensor.copy_(new)
         return
     exponents, remainders = coded.exponents, coded.remainders
     weight = param.to(dtype) if remainders is None else codes.joined(param, remainders)
     values = states if exponents is None else codes.decode(rule.values, states, exponents)
-    weight, *values = rule.update(scalars, weight, grad, *values)
+    weight, *values = stepped(rule, scalars, weight, grad, *values)
 
     step = int(torch.tensor(scalars.step, dtype=torch.float32, device="cpu"))  # as kernels have it
     indices = torch.arange(len(param), device=param.device) + coded.first_index
@@ -185,7 +197,7 @@ class AdaMod:
         step_size: float
         denom_scale: float
         update_scale: float
-        param_decay: float
+        weight_decay_rate: float
         step: float
 
     @staticmethod
@@ -239,7 +251,7 @@ class AdaMod:
             step_size=step_size,
             denom_scale=denom_scale,
             update_scale=update_scale,
-            param_decay=1 - lr * weight_decay,
+            weight_decay_rate=lr * weight_decay,
             step=float(step),
         )
 
@@ -255,13 +267,12 @@ class AdaMod:
     @staticmethod
     def update(
         s: Scalars,
-        param: Tensor,
         grad: Tensor,
         exp_avg: Tensor,
         exp_avg_sq: Tensor,
         exp_avg_lr: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One step on tensors of one dtype and shape: the new param and the new states."""
+        """What the step takes off the param, weight decay apart, and the new states."""
         grad = s.grad_sign * grad
         exp_avg = s.beta1 * exp_avg + s.one_minus_beta1 * grad
         exp_avg_sq = s.beta2 * exp_avg_sq + s.one_minus_beta2 * grad * grad
@@ -270,8 +281,7 @@ class AdaMod:
         exp_avg_lr = s.beta3 * exp_avg_lr + s.one_minus_beta3 * eta
         bounded = AdaMod.bounded_rate(eta, exp_avg_lr)
 
-        param = param * s.param_decay - bounded * exp_avg * s.update_scale
-        return param, exp_avg, exp_avg_sq, exp_avg_lr
+        return bounded * exp_avg * s.update_scale, exp_avg, exp_avg_sq, exp_avg_lr
 
     @staticmethod
     def bounded_rate(eta: Tensor, exp_avg_lr: Tensor) -> Tensor:

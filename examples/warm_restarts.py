@@ -1,7 +1,7 @@
 """SGDR: torch's CosineAnnealingWarmRestarts and decoupled weight decay, which follows lr.
 
-A weight whose gradient is always zero shows the decay alone: each step multiplies it by
-1 - lr * weight_decay with that step's lr, so it too falls by cosine arcs.
+A weight whose gradient is always zero shows the decay alone: each step takes lr * weight_decay of
+it off with that step's lr, so it too falls by cosine arcs.
 """
 
 import math
@@ -26,7 +26,7 @@ losses, decayed = [], torch.ones(3)
 for step in range(PERIOD * RESTARTS):
     lr = LR * (1 + math.cos(math.pi * (step % PERIOD) / PERIOD)) / 2
     assert math.isclose(optimizer.param_groups[0]["lr"], lr, rel_tol=1e-12)
-    decayed *= 1 - lr * DECAY
+    decayed -= lr * DECAY * decayed
     loss = nn.functional.mse_loss(model(x), y) + 0 * unused.sum()
     optimizer.zero_grad()
     loss.backward()

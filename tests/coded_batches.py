@@ -14,7 +14,7 @@ from helpers import assert_same_bits
 
 from adamod_fused import codes
 from adamod_fused.codes import Values
-from adamod_fused.reference import AdaMod
+from adamod_fused.reference import AdaMod, stepped
 
 KINDS = (Values.OF_BOTH_SIGNS, Values.SAFE_TOO_LARGE, Values.SAFE_TOO_SMALL)
 STATE_BYTES = {"fp32": 4, "16bit": 2, "8bit": 1}
@@ -159,7 +159,7 @@ class CodedBatch(Batch):
         else:
             states = coded
         grad = tensors["grad"].float() * grad_scale
-        weight, *states = AdaMod.update(scalars, weight, grad, *states)
+        weight, *states = stepped(AdaMod, scalars, weight, grad, *states)
 
         if EXPONENTS in tensors:
             bits = [random(stream) for stream in range(len(states))]

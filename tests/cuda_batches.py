@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from helpers import assert_same_bits
 
-from adamod_fused.reference import AdaMod
+from adamod_fused.reference import AdaMod, stepped
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STREAMS = ("param", "grad", *AdaMod.states)
@@ -114,7 +114,7 @@ class Batch:
         """Move the expected values on by one step."""
         for expected, index in zip(self.expected, self.scalar_of_row, strict=True):
             param, grad, *states = (t.float() for t in expected)
-            new = AdaMod.update(scalars[index], param, grad * grad_scale, *states)
+            new = stepped(AdaMod, scalars[index], param, grad * grad_scale, *states)
             expected[0] = new[0].to(expected[0].dtype)
             expected[2:] = new[1:]
 

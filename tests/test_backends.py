@@ -209,6 +209,6 @@ def test_triton_reads_a_rules_scalars_in_their_order(rule) -> None:
     source = (ROOT / "triton_kernels" / "rules.py").read_text()
     function = re.search(rf"def {rule.name}\(.*?\n    return", source, re.DOTALL)[0]
     loads = re.findall(r"(\w+) = tl\.load\(\w+ \+ (\d+)\)", function)
-    *read, last = rule.Scalars._fields
-    assert last == "step"  # which the engine reads, for random bits
+    *read, decay, last = rule.Scalars._fields
+    assert (decay, last) == ("weight_decay_rate", "step")  # which the engine reads for every rule
     assert loads == [(name, str(i)) for i, name in enumerate(read)]

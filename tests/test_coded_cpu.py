@@ -104,7 +104,8 @@ class Row:
             else codes.joined(self.param, self.remainder)
         )
         scalars = RULE.prepare(step, **options)
-        weights, *states = RULE.update(scalars, weights, grad.float() * GRAD_SCALE, *states)
+        grad = grad.float() * GRAD_SCALE
+        weights, *states = reference.stepped(RULE, scalars, weights, grad, *states)
 
         param, exponents, remainder = self.param, self.exponents, self.remainder
         if self.formats.codes_states:

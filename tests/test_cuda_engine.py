@@ -50,6 +50,17 @@ def test_no_tuning_changes_a_result(tuned, dtype):
         assert runtime.emulation_launches() - launches == 3
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_without_weight_decay(engine, runtime, dtype):
+    """Infinite parameters stay so, and zeros keep their sign."""
+    batch = Batch(engine, dtype, [7000])
+    scalars = [scalars_at(1, weight_decay=0.0)]
+    batch.enqueue(scalars)
+    batch.expect(scalars)
+    runtime.emulation_synchronize()
+    batch.check()
+
+
 @pytest.mark.parametrize("offsets", CONGRUENT + INCONGRUENT, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_access_per_group_and_stream(engine, runtime, dtype, offsets):

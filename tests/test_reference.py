@@ -54,8 +54,9 @@ def test_float32_stays_within_its_derived_bound_of_float64(variant: str, beta3: 
     - eta: half the relative error of exp_avg_sq, and seven roundings of its own (root, scale,
       product, eps, sum, quotient, numerator).
     - exp_avg_lr: the error of eta passes through, then its own average's.
-    - param: each step rounds twice (product with the decay, difference) at |param|, the decay
-      itself once, and takes over the errors of bounded and exp_avg with three more roundings.
+    - update: takes over the errors of bounded and exp_avg, with three more roundings.
+    - param: each step rounds once at |param|. What it takes off, weight decay and update, rounds
+      once as a sum, and the decay twice before (its rate, the product).
     """
     u, slack = 2.0**-24, 1.001
     size, (beta1, beta2) = 20_000, OPTIONS["betas"]
@@ -72,6 +73,7 @@ def test_float32_stays_within_its_derived_bound_of_float64(variant: str, beta3: 
     param_error = torch.zeros(size, dtype=torch.float64)
     for step, grad in enumerate(grads, start=1):
         scalars = Rule.prepare(step, **options)
+        decay = scalars.weight_decay_rate * exact[0].abs()
         step_(Rule, scalars, exact[0], grad.double(), exact[1:])
         step_(Rule, scalars, single[0], grad, single[1:])
         mean_abs_grad = beta1 * mean_abs_grad + (1 - beta1) * grad.double().abs()
@@ -85,8 +87,9 @@ def test_float32_stays_within_its_derived_bound_of_float64(variant: str, beta3: 
         update = bounded * scalars.update_scale
         param_error = (
             param_error
-            + 3 * u * exact[0].abs()
-            + update * (exp_avg_error + exact[1].abs() * (lr_relative + 3 * u))
+            + u * exact[0].abs()
+            + 3 * u * decay
+            + update * (exp_avg_error + exact[1].abs() * (lr_relative + 4 * u))
         )
 
         tiny = 2.0**-126  # below it spacing no longer shrinks with the value

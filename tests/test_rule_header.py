@@ -25,7 +25,7 @@ STRICT = ["-std=c++17", "-O3", "-ffp-contract=off", "-Wall", "-Wextra", "-Wpedan
 SCALARS = (
     *("grad_sign", "beta1", "one_minus_beta1", "beta2", "one_minus_beta2"),
     *("beta3", "one_minus_beta3", "eps", "step_size", "denom_scale", "update_scale"),
-    *("param_decay", "step"),
+    *("weight_decay_rate", "step"),
 )
 
 
@@ -93,7 +93,9 @@ def rounded_step(f: Float, row: list[float]) -> list[Fraction]:
     eta = r(s["step_size"] / r(r(f.sqrt(v) * s["denom_scale"]) + s["eps"]))
     bound = r(r(s["beta3"] * bound) + r(s["one_minus_beta3"] * eta))
     update = r(r(min(eta, bound) * m) * s["update_scale"])
-    return [r(r(param * s["param_decay"]) - update), m, v, bound]
+    if s["weight_decay_rate"] != 0:
+        update = r(r(s["weight_decay_rate"] * param) + update)
+    return [r(param - update), m, v, bound]
 
 
 def random_rows(f: Float, count: int) -> list[list[float]]:
@@ -105,7 +107,7 @@ def random_rows(f: Float, count: int) -> list[list[float]]:
         row = [rng.choice([1, -1]), beta1, 1 - beta1, beta2, 1 - beta2, beta3, 1 - beta3]
         row += [10 ** rng.uniform(-12, -3), 10 ** rng.uniform(-6, 0)]
         row += rng.choice([[10 ** rng.uniform(0, 2), 10 ** rng.uniform(0, 1)], [1.0, 1.0]])
-        row += [1 - 10 ** rng.uniform(-6, -1), rng.randint(1, 2**20)]
+        row += [rng.choice([0, 10 ** rng.uniform(-8, -1)]), rng.randint(1, 2**20)]
         row += [rng.gauss(0, 1), rng.gauss(0, 1) * 10 ** rng.uniform(-8, 3)]
         row += [rng.gauss(0, 1e-2), abs(rng.gauss(0, 1)) * 10 ** rng.uniform(-14, 2)]
         row += [10 ** rng.uniform(-6, 1)]
@@ -149,7 +151,7 @@ def test_double_is_the_papers_formula(rule_program: Path) -> None:
             p_new = p - mpmath.mpf(lr) * decay * p - min(eta, bound_new) * m_new / bc1
             wanted.append([p_new, m_new, v_new, bound_new])
             scalars = [1, b1, 1 - b1, b2, 1 - b2, b3, 1 - beta3, eps]
-            scalars += [lr, 1 / mpmath.sqrt(bc2), 1 / bc1, 1 - mpmath.mpf(lr) * decay, t]
+            scalars += [lr, 1 / mpmath.sqrt(bc2), 1 / bc1, mpmath.mpf(lr) * decay, t]
             rows.append([float(x) for x in (*scalars, p, g, m, v, bound)])
         for got, exact in zip(run_rule(rule_program, "double", rows), wanted, strict=True):
             for value, truth in zip(got, exact, strict=True):

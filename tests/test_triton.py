@@ -148,6 +148,16 @@ class TestInterpreted(Interpreted):
             update_expected(row, scalars[row.scalars])
         check(rows)
 
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38, 1e-45, -0.0])
+    def test_extreme_params(self, value, generator):
+        """With weight decay and without."""
+        rows = [make_row(1030, torch.float32, [0] * 5, i, generator) for i in range(4)]
+        for row in rows:
+            row.expected[0] = torch.full_like(row.expected[0], value)
+            row.streams[0].tensor.fill_(value)
+        run(rows, 1, 2, generator)
+        assert rows[1].expected[0].isnan().all() == (value != value)
+
     def test_by_way_of_float64(self, monkeypatch, generator):
         """Triton before 3.6 takes roots and quotients in float64: the same bits."""
         from adamod_fused.triton_kernels import ieee
@@ -178,17 +188,17 @@ class TestInterpreted(Interpreted):
         monkeypatch.setitem(rules.RULES, "momentum", rules.Rule(momentum, None, None, num_states=1))
         offsets = OFFSETS["congruent by 3"][dtype.itemsize][:3]
         rows = [make_row(n, dtype, offsets, 1, generator, num_states=1) for n in (0, 2, 1030, 4099)]
-        launch("momentum", rows, [(0.5, 0.5), (0.9375, 0.25)])
+        launch("momentum", rows, [(0.5, 0.5, 0.0, 1.0), (0.9375, 0.25, 0.03125, 1.0)])
         for row in rows:
             param, grad, velocity = row.expected
             velocity = 0.9375 * velocity + grad.float()
-            param = (param.float() - 0.25 * velocity).to(dtype)
+            param = param.float()
+            param = (param - (0.03125 * param + 0.25 * velocity)).to(dtype)
             row.expected = [param, grad, velocity]
         check(rows)
 
 
 @triton.jit
-def momentum(scalars, param, grad, velocity, state1, state2):
+def momentum(scalars, grad, velocity, state1, state2):
     velocity = tl.load(scalars + 0) * velocity + grad
-    param = param - tl.load(scalars + 1) * velocity
-    return param, velocity, state1, state2
+    return tl.load(scalars + 1) * velocity, velocity, state1, state2

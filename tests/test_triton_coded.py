@@ -219,7 +219,7 @@ class Cases:
             self.row(n, torch.float32, formats, i, generator, kinds=rule.values)
             for i, n in enumerate((0, 2, 2048, 4099))
         ]
-        scalars = [Decays(0.5, 0.5, 1.0), Decays(0.9375, 0.25, 7.0)] * 2
+        scalars = [Decays(0.5, 0.5, 0.0, 1.0), Decays(0.9375, 0.25, 0.03125, 7.0)] * 2
         launch("other", rows, scalars)
         for row in rows:
             update_expected(row, scalars[row.scalars], rule=rule)
@@ -229,39 +229,39 @@ class Cases:
 class Decays(NamedTuple):
     first: float
     second: float
+    weight_decay_rate: float
     step: float
 
 
 @triton.jit
-def momentum(scalars, param, grad, velocity, state1, state2):
+def momentum(scalars, grad, velocity, state1, state2):
     velocity = tl.load(scalars + 0) * velocity + grad
-    param = param - tl.load(scalars + 1) * velocity
-    return param, velocity, state1, state2
+    return tl.load(scalars + 1) * velocity, velocity, state1, state2
 
 
 class Momentum:
     values = (Values.OF_BOTH_SIGNS,)
 
     @staticmethod
-    def update(s, param, grad, velocity):
+    def update(s, grad, velocity):
         velocity = s.first * velocity + grad
-        return param - s.second * velocity, velocity
+        return s.second * velocity, velocity
 
 
 @triton.jit
-def two_averages(scalars, param, grad, exp_avg, exp_avg_abs, state2):
+def two_averages(scalars, grad, exp_avg, exp_avg_abs, state2):
     exp_avg = tl.load(scalars + 0) * exp_avg + grad
     exp_avg_abs = tl.load(scalars + 1) * exp_avg_abs + tl.abs(grad)
-    return param - exp_avg, exp_avg, exp_avg_abs, state2
+    return exp_avg, exp_avg, exp_avg_abs, state2
 
 
 class TwoAverages:
     values = (Values.OF_BOTH_SIGNS, Values.SAFE_TOO_LARGE)
 
     @staticmethod
-    def update(s, param, grad, exp_avg, exp_avg_abs):
+    def update(s, grad, exp_avg, exp_avg_abs):
         exp_avg = s.first * exp_avg + grad
-        return param - exp_avg, exp_avg, s.second * exp_avg_abs + grad.abs()
+        return exp_avg, exp_avg, s.second * exp_avg_abs + grad.abs()
 
 
 RULES_OF = {1: (momentum, Momentum), 2: (two_averages, TwoAverages)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adamod_fused.reference import AdaMod
+from adamod_fused.reference import AdaMod, stepped
 
 # Distinct hyperparameters in one launch, none of them the defaults.
 HYPERPARAMETERS = [
@@ -122,7 +122,7 @@ def rounded(scalars: AdaMod.Scalars) -> AdaMod.Scalars:
 def update_expected(row: Row, scalars: AdaMod.Scalars, grad_scale: float = 1.0) -> None:
     param, grad, *states = row.expected
     scaled = grad.float() * torch.tensor(grad_scale)
-    new_param, *new_states = AdaMod.update(scalars, param.float(), scaled, *states)
+    new_param, *new_states = stepped(AdaMod, scalars, param.float(), scaled, *states)
     row.expected = [new_param.to(param.dtype), grad, *new_states]
 
 

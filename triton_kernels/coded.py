@@ -18,7 +18,7 @@ from torch import Tensor
 from . import random_bits, weights
 from .coded_states import load_states, store_states
 from .codes import BLOCK as SHARED
-from .rules import RULES
+from .rules import RULES, apply_update
 from .table import (
     CHUNK_SIZE,
     DTYPES,
@@ -60,6 +60,7 @@ def update_blocks(
     WEIGHT_FORMAT: tl.constexpr,
     AXIS: tl.constexpr,
     scalars,
+    weight_decay_rate,
     grad_scale,
     step,
     param_ptr,
@@ -109,7 +110,8 @@ def update_blocks(
         block_mask,
     )
 
-    param, state0, state1, state2 = UPDATE(scalars, param, grad, state0, state1, state2)
+    update, state0, state1, state2 = UPDATE(scalars, grad, state0, state1, state2)
+    param = apply_update(weight_decay_rate, param, update)
 
     hashed = random_bits.hash_index(low, high, key)
     if WEIGHT_FORMAT == "split":
@@ -177,6 +179,7 @@ def update_coded_chunk(
     numel = tl.load(row + NUMEL)
     start = (chunk - tl.load(row + FIRST_CHUNK)) * CHUNK
     scalars += tl.load(row + SCALARS) * NUM_SCALARS
+    weight_decay_rate = tl.load(scalars + (NUM_SCALARS - 2))
     step = tl.load(scalars + (NUM_SCALARS - 1)).to(tl.int64).to(tl.uint32)
     first_index = tl.load(coded + FIRST_INDEX)
     key = tl.load(coded + KEY)
@@ -223,6 +226,7 @@ def update_coded_chunk(
                 WEIGHT_FORMAT,
                 1,
                 scalars,
+                weight_decay_rate,
                 grad_scale,
                 step,
                 tl.multiple_of(param_ptr + start, 16),
@@ -251,6 +255,7 @@ def update_coded_chunk(
                 WEIGHT_FORMAT,
                 0,
                 scalars,
+                weight_decay_rate,
                 grad_scale,
                 step,
                 param_ptr + start,

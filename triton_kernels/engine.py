@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .coded import step as coded_step
 from .prepare import prepare
-from .rules import RULES
+from .rules import RULES, apply_update
 from .sum_squares import sum_squares
 from .table import (
     CHUNK_SIZE,
@@ -49,6 +49,7 @@ def update_block(
     UPDATE: tl.constexpr,
     NUM_STATES: tl.constexpr,
     scalars,
+    weight_decay_rate,
     grad_scale,
     param_ptr,
     grad_ptr,
@@ -67,7 +68,8 @@ def update_block(
     state1 = tl.load(state1_ptr + lanes, mask=mask) if NUM_STATES > 1 else state0
     state2 = tl.load(state2_ptr + lanes, mask=mask) if NUM_STATES > 2 else state0
 
-    param, state0, state1, state2 = UPDATE(scalars, param, grad, state0, state1, state2)
+    update, state0, state1, state2 = UPDATE(scalars, grad, state0, state1, state2)
+    param = apply_update(weight_decay_rate, param, update)
 
     tl.store(param_ptr + lanes, param.to(param_ptr.dtype.element_ty), mask=mask)
     tl.store(state0_ptr + lanes, state0, mask=mask)
@@ -102,6 +104,7 @@ def update_chunk(
     numel = tl.load(row + NUMEL)
     index = chunk - tl.load(row + FIRST_CHUNK)
     scalars += tl.load(row + SCALARS) * NUM_SCALARS
+    weight_decay_rate = tl.load(scalars + (NUM_SCALARS - 2))
 
     param = tl.load(row + PARAM)
     grad = tl.load(row + GRAD)
@@ -131,6 +134,7 @@ def update_chunk(
                 UPDATE,
                 NUM_STATES,
                 scalars,
+                weight_decay_rate,
                 grad_scale,
                 tl.multiple_of(param_ptr + start, 16),
                 tl.multiple_of(grad_ptr + start, 16),
@@ -149,6 +153,7 @@ def update_chunk(
                 UPDATE,
                 NUM_STATES,
                 scalars,
+                weight_decay_rate,
                 grad_scale,
                 param_ptr + start,
                 grad_ptr + start,

@@ -1,10 +1,11 @@
 """The rules in Triton, line for line csrc/rules: what one element does in one step.
 
-A rule gets the address of its row of scalars (float32, in the order of ``Scalars``), the param,
-the grad and three states in float32, and returns the new param and states; a state beyond its
-``num_states`` is a placeholder to hand back. To be observed it gets the states that the step left,
-and returns the four numbers of csrc/rules/observation.h. It takes square root and division from
-``ieee``: Triton's plain ones are approximations on a GPU.
+A rule gets the address of its row of scalars (float32, in the order of ``Scalars``, whose last two
+are ``weight_decay_rate`` and ``step``), the grad and three states in float32, and returns its
+update and the new states; a state beyond its ``num_states`` is a placeholder to hand back. The
+engine gives the update to ``apply_update``, which writes the param of any rule. To be observed a
+rule gets the states that the step left, and returns the four numbers of csrc/rules/observation.h.
+It takes square root and division from ``ieee``: Triton's plain ones are approximations on a GPU.
 
 To prepare its scalars a rule gets a vector of rows' addresses, their steps in int64 (the first is
 1) and eight hyperparameters in float64, in the order of ``Hyperparameters`` and then placeholders.
@@ -35,7 +36,14 @@ class Rule(NamedTuple):
 
 
 @triton.jit
-def adamod(scalars, param, grad, exp_avg, exp_avg_sq, exp_avg_lr):
+def apply_update(weight_decay_rate, param, update):
+    """The new param: weight decay and the update taken off, csrc/rules/step_element.h."""
+    decayed = weight_decay_rate * param + update
+    return param - tl.where(weight_decay_rate != 0, decayed, update)
+
+
+@triton.jit
+def adamod(scalars, grad, exp_avg, exp_avg_sq, exp_avg_lr):
     """AdaMod, csrc/rules/adamod.h."""
     grad_sign = tl.load(scalars + 0)
     beta1 = tl.load(scalars + 1)
@@ -48,7 +56,6 @@ def adamod(scalars, param, grad, exp_avg, exp_avg_sq, exp_avg_lr):
     step_size = tl.load(scalars + 8)
     denom_scale = tl.load(scalars + 9)
     update_scale = tl.load(scalars + 10)
-    param_decay = tl.load(scalars + 11)
 
     grad = grad_sign * grad
     exp_avg = beta1 * exp_avg + one_minus_beta1 * grad
@@ -58,8 +65,7 @@ def adamod(scalars, param, grad, exp_avg, exp_avg_sq, exp_avg_lr):
     exp_avg_lr = beta3 * exp_avg_lr + one_minus_beta3 * eta
     bounded = tl.where(exp_avg_lr < eta, exp_avg_lr, eta)
 
-    param = param * param_decay - bounded * exp_avg * update_scale
-    return param, exp_avg, exp_avg_sq, exp_avg_lr
+    return bounded * exp_avg * update_scale, exp_avg, exp_avg_sq, exp_avg_lr
 
 
 @triton.jit
@@ -103,7 +109,7 @@ def prepare_adamod(scalars, step, lr, beta1, beta2, beta3, eps, weight_decay, ma
     tl.store(scalars + 8, step_size)
     tl.store(scalars + 9, denom_scale)
     tl.store(scalars + 10, update_scale)
-    tl.store(scalars + 11, 1 - lr * weight_decay)  # param_decay
+    tl.store(scalars + 11, lr * weight_decay)  # weight_decay_rate
     tl.store(scalars + 12, step)
 
 

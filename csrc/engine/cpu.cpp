@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "../rules/all.h"
+#include "../rules/step_element.h"
 #include "cpu_span.h"
 #include "cpu_targets.h"
 #include "storage.h"
@@ -38,7 +39,7 @@ HOST_DEVICE void update_tensor(const Row& row, const typename Rule::Scalars scal
   for (std::int64_t i = begin; i < end; ++i) {
     Compute p = Format::load(param[i]);
     Compute state[] = {states[I][i]...};
-    Rule::update(scalars, p, Format::load(grad[i]) * grad_scale, state[I]...);
+    step_element<Rule>(scalars, p, Format::load(grad[i]) * grad_scale, state[I]...);
     ((states[I][i] = state[I]), ...);
     param[i] = Format::store(p);
   }

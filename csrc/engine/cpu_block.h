@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "../host_device.h"
+#include "../rules/step_element.h"
 #include "codes.h"
 #include "formats.h"
 #include "random_bits.h"
@@ -116,7 +117,8 @@ void update_block(const E& e, const typename E::Scalars& scalars, float grad_sca
       ((values[k][i] = e.states[k][i]), ...);
     }
     weights[i] = e.weight_at(i);
-    E::Rule::update(scalars, weights[i], E::Format::load(e.grad[i]) * grad_scale, values[k][i]...);
+    step_element<typename E::Rule>(scalars, weights[i], E::Format::load(e.grad[i]) * grad_scale,
+                                   values[k][i]...);
     ((ranks[k] = std::max(ranks[k], E::template CodeOf<k, codes::Code>::rank(values[k][i]))), ...);
   }
 

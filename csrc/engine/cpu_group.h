@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "../host_device.h"
+#include "../rules/step_element.h"
 #include "codes.h"
 #include "cpu_block.h"
 #include "cpu_codes.h"
@@ -135,7 +136,8 @@ struct BlockGroup {
       } else {
         ((state[k] = e.states[k][at + i]), ...);
       }
-      E::Rule::update(scalars, weights.of[at + i], grads.of[i] * grad_scale, state[k]...);
+      step_element<typename E::Rule>(scalars, weights.of[at + i], grads.of[i] * grad_scale,
+                                     state[k]...);
       ((values[k].of[at + i] = state[k]), ...);
       // Here, where the square root and the division leave the processor time.
       hashes.of[at + i] = random_bits::mix(

@@ -10,6 +10,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "../rules/step_element.h"
 #include "codes.h"
 #include "cuda_memory.h"
 #include "cuda_packing.h"
@@ -110,8 +111,8 @@ struct CodedStreams<Rule, Weights, bytes, std::index_sequence<k...>> {
 #pragma unroll
       for (int e = 0; e < group; ++e) {
         weights[e] = Weights::load(params.elements[e], lower.elements[e]);
-        Rule::update(scalars, weights[e], Format::load(grads.elements[e]) * grad_scale,
-                     states[k].elements[e]...);
+        step_element<Rule>(scalars, weights[e], Format::load(grads.elements[e]) * grad_scale,
+                           states[k].elements[e]...);
       }
     };
     const auto encode_weight = [&](int e, std::uint32_t hash) {
@@ -190,7 +191,7 @@ struct CodedStreams<Rule, Weights, bytes, std::index_sequence<k...>> {
       } else {
         ((states[k] = load<1>(state[k] + at).elements[0]), ...);
       }
-      Rule::update(scalars, weight, gradient, states[k]...);
+      step_element<Rule>(scalars, weight, gradient, states[k]...);
     }
 
     std::uint32_t coded[num_states] = {};

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "../rules/step_element.h"
 #include "cuda_memory.h"
 #include "cuda_tuning.h"
 #include "row.h"
@@ -70,8 +71,8 @@ struct Streams<Rule, Format, std::index_sequence<k...>> {
 #pragma unroll
       for (int e = 0; e < size; ++e) {
         Compute value = Format::load(param_packs[g].elements[e]);
-        Rule::update(scalars, value, Format::load(grad_packs[g].elements[e]) * grad_scale,
-                     state_packs[g][k].elements[e]...);
+        step_element<Rule>(scalars, value, Format::load(grad_packs[g].elements[e]) * grad_scale,
+                           state_packs[g][k].elements[e]...);
         param_packs[g].elements[e] = Format::store(value);
       }
       store<size>(param + i + g * stride, param_packs[g]);

@@ -28,7 +28,7 @@ struct AdaMod {
     T beta3, one_minus_beta3;
     T eps;
     T step_size, denom_scale, update_scale;  // where the bias corrections sit: a, b, c
-    T param_decay;                           // 1 - lr * weight_decay
+    T weight_decay_rate;                     // lr * weight_decay
     T step;                                  // the number of this step, the first being 1
   };
 
@@ -61,13 +61,13 @@ struct AdaMod {
     s.step_size = static_cast<T>(step_size);
     s.denom_scale = static_cast<T>(denom_scale);
     s.update_scale = static_cast<T>(update_scale);
-    s.param_decay = static_cast<T>(1 - h.lr * h.weight_decay);
+    s.weight_decay_rate = static_cast<T>(h.lr * h.weight_decay);
     s.step = static_cast<T>(step);
     return s;
   }
 
-  HOST_DEVICE static void update(const Scalars& s, T& param, T grad, T& exp_avg, T& exp_avg_sq,
-                                 T& exp_avg_lr) {
+  // Updates the states; returns what the step takes off the parameter, weight decay apart.
+  HOST_DEVICE static T update(const Scalars& s, T grad, T& exp_avg, T& exp_avg_sq, T& exp_avg_lr) {
     grad = s.grad_sign * grad;
     exp_avg = s.beta1 * exp_avg + s.one_minus_beta1 * grad;
     exp_avg_sq = s.beta2 * exp_avg_sq + s.one_minus_beta2 * grad * grad;
@@ -75,7 +75,7 @@ struct AdaMod {
     const T eta = adaptive_rate(s, exp_avg_sq);
     exp_avg_lr = s.beta3 * exp_avg_lr + s.one_minus_beta3 * eta;
 
-    param = param * s.param_decay - bounded(eta, exp_avg_lr) * exp_avg * s.update_scale;
+    return bounded(eta, exp_avg_lr) * exp_avg * s.update_scale;
   }
 
   // What a step did to an element, from the states that it left.

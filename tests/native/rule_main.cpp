@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../../csrc/rules/adamod.h"
+#include "../../csrc/rules/step_element.h"
 
 template <typename T>
 int run() {
@@ -18,7 +19,7 @@ int run() {
     const typename AdaMod<T>::Scalars s{n[0], n[1], n[2], n[3],  n[4],  n[5], n[6],
                                         n[7], n[8], n[9], n[10], n[11], n[12]};
     T param = n[13], exp_avg = n[15], exp_avg_sq = n[16], exp_avg_lr = n[17];
-    AdaMod<T>::update(s, param, n[14], exp_avg, exp_avg_sq, exp_avg_lr);
+    step_element<AdaMod<T>>(s, param, n[14], exp_avg, exp_avg_sq, exp_avg_lr);
     for (const T result : {param, exp_avg, exp_avg_sq, exp_avg_lr}) {
       std::cout << std::hexfloat << static_cast<double>(result) << ' ';
     }
