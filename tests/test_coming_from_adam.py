@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import json
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import STATES, assert_same_bits, make_optimizer, train
+from test_weight_decay import Training
 from torch.nn import Parameter
 
 from adamod_fused import AdaMod
@@ -108,6 +110,20 @@ def test_weight_decay_is_adamws_whatever_the_bound() -> None:
         for made in (AdaMod, torch.optim.AdamW)
     ]
     assert defaults == [0.0, 0.01]
+
+
+def test_the_decay_that_was_applied_is_that_of_the_table() -> None:
+    header, *rows = re.findall(
+        r"^\| (lr \* weight_decay|AdamW|AdaMod) \| (.*) \|$", PAGE.read_text(), re.M
+    )
+    rates = [float(rate) for rate in header[1].split(" | ")]
+    made = {"AdamW": torch.optim.AdamW, "AdaMod": functools.partial(AdaMod, beta3=0.0)}
+    assert [name for name, _ in rows] == list(made)
+    for name, shares in rows:
+        for rate, share in zip(rates, shares.split(" | "), strict=True):
+            training = Training(made[name], 1 << 16, weight_decay=rate / LR)
+            decayed, expected, _ = training.decay(rate)
+            assert f"{abs(decayed / expected):.2f}" == share, (name, rate)
 
 
 def test_an_element_without_gradients_is_stepped_as_by_adam_for_long() -> None:
