@@ -5,11 +5,14 @@ Nothing of the compiled table is traced: it checks addresses, which a graph does
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.symbolic_convert import InstructionTranslator
 
 from .formats import LIVE, PLAIN
 from .lists import BESIDE
@@ -70,6 +73,45 @@ def _coding(
 def _as_int64(seed: int) -> int:
     """What equals ``seed`` modulo 2^64, of which keys are made, and fits into a schema's int."""
     return (seed + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def let_graph_forget(optimizer: FusedOptimizer) -> None:
+    """Has the graph that is being traced let go of an optimizer's tensors when that is freed.
+
+    Dynamo builds parameters into the graph's module, which only the garbage collector frees. For
+    torch's own optimizers it does this itself, when they call ``_init_group``.
+    """
+    output = InstructionTranslator.current_tx().output
+    context, known = output.tracing_context, weakref.ref(optimizer)
+
+    def prepare(graph: torch.fx.GraphModule) -> None:
+        found = known()
+        if found is not None:
+            owned = {id(tensor) for tensor in _tensors_of(found)}
+            held = (graph._parameters, graph._buffers)
+            names = [
+                (tensors, name)
+                for tensors in held
+                for name, tensor in tensors.items()
+                if id(tensor) in owned
+            ]
+            weakref.finalize(found, _forget, names, context)
+
+    output.add_graph_finalizer(prepare)
+
+
+def _tensors_of(optimizer: FusedOptimizer) -> Iterator[Any]:
+    yield from chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    yield from chain.from_iterable(entries.values() for entries in optimizer.state.values())
+
+
+def _forget(names: Sequence[tuple[dict[str, Any], str]], context: Any) -> None:
+    for tensors, name in names:
+        tensors.pop(name, None)
+    for attribute in ("params_flat", "params_flat_unwrap_subclasses"):
+        flat = getattr(context, attribute, None)
+        if flat:
+            flat.clear()
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]

@@ -378,6 +378,8 @@ class FusedOptimizer(EditableStates):
 
         While a step is traced, this runs, so that states are made as ever, and is not traced.
         """
+        from . import compiled
+
         self._hyperparameters()
         for group in self.param_groups:
             formats.check(group)
@@ -385,6 +387,7 @@ class FusedOptimizer(EditableStates):
         if not all(map(validation.is_plain, params)):
             return False
         Plan(self.rule, self.param_groups, self.state, counts_on_device=self._counts_on_device)
+        compiled.let_graph_forget(self)
         return True
 
     def _hyperparameters(self) -> list[dict[str, Any]]:

@@ -87,6 +87,28 @@ def test_states_dropped_while_a_gradient_is_read() -> None:
         assert_same_bits(param, twin)
 
 
+@pytest.mark.usefixtures("nothing_compiled")
+@pytest.mark.parametrize("stored", ["fp32", "8bit"])
+@pytest.mark.filterwarnings("ignore:Profiler record function")
+def test_a_compiled_step_frees_the_parameters_with_the_optimizer(stored: str) -> None:
+    """By reference counting: the collector may come late, and GPU memory is scarce."""
+    param = torch.nn.Parameter(torch.randn(5))
+    param.grad = torch.randn(5)
+    optimizer = AdaMod([param], state_format=stored, min_coded_numel=0)
+    step = torch.compile(optimizer.step, backend="aot_eager")
+    for _ in range(2):
+        step()
+    held = [weakref.ref(tensor) for tensor in (param, param.grad)]
+    held += [weakref.ref(state) for state in optimizer.state[param].values()]
+    gc.collect()
+    gc.disable()
+    try:
+        del optimizer, step, param
+        assert [tensor() for tensor in held] == [None] * len(held)
+    finally:
+        gc.enable()
+
+
 def test_a_step_inside_a_step_is_refused(backend: str) -> None:
     param = Rude(torch.randn(5))
     param.main_grad = torch.randn(5)
