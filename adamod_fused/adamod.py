@@ -80,8 +80,8 @@ class AdaMod(FusedOptimizer):
         differentiable: only False is served, because autograd does not see what a kernel writes.
             Default: False.
         capturable: True keeps step counts of parameters on a GPU there, so that ``step()`` can be
-            captured in a CUDA graph; a GradScaler and hyperparameters that are tensors on a GPU do
-            the same. Parameters on a CPU count on the CPU. Default: False.
+            captured in a CUDA graph; ``clip_grad_norm_(grad_scaler=...)`` and hyperparameters that
+            are tensors on a GPU do the same. Parameters on a CPU count on the CPU. Default: False.
         state_format: ``"fp32"``, or ``"16bit"`` or ``"8bit"``, which keep each state in two bytes
             or one, and three bytes for every 32 elements, rounded stochastically so that averages
             do not drift. Not for float64 parameters. Default: "fp32".

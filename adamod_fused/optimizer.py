@@ -42,8 +42,14 @@ class FusedOptimizer(EditableStates):
     coded_operator: ClassVar[Any]
     """What ``operators.register`` made of the rule, for plain tensors and for all formats."""
 
-    _step_supports_amp_scaling = True
-    """To torch's GradScaler: ``step`` unscales by ``grad_scale`` and skips by ``found_inf``."""
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether torch's GradScaler leaves it to ``step`` to unscale and to skip.
+
+        Only after ``clip_grad_norm_(grad_scaler=...)``: where it is True, Lightning refuses to clip
+        and Accelerate sees no skipped step. A step of released gradients refuses the scaler.
+        """
+        return self._is_handed_over() or self._release is not None
 
     @staticmethod
     def check_hyperparameters(values: dict[str, Any]) -> None:
@@ -274,7 +280,10 @@ class FusedOptimizer(EditableStates):
                 Default: False.
             grad_scaler: the scaler that scaled the loss. In place of ``scaler.unscale_``: the norm
                 is that of the unscaled gradients, and this one pass also finds what is not finite.
-                Then ``scaler.step(optimizer)`` and ``scaler.update()``. Default: None.
+                Then ``scaler.step(optimizer)`` and ``scaler.update()``: the step unscales as it
+                reads, and skips on the device, so that the host waits for no value and trainers do
+                not learn of it. A ``max_norm`` of infinity only unscales. Default: None, for
+                gradients without a scale or after ``scaler.unscale_``, which writes to them.
 
         Returns:
             The norm of the gradients before clipping: 0-dim, float32, on the device of one of them.

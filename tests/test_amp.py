@@ -54,10 +54,10 @@ def set_scaled_grads(optimizer: AdaMod, seed: int, scale: float) -> None:
         param.grad.mul_(scale)
 
 
-@pytest.mark.parametrize("unscale_first", [False, True])
+@pytest.mark.parametrize("how", ["plain", "unscaled", "folded"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_scaled_gradients_train_as_unscaled_ones(
-    dtype: torch.dtype, unscale_first: bool, any_backend: str
+    dtype: torch.dtype, how: str, any_backend: str
 ) -> None:
     scaled, plain = make_optimizer(dtype, backend=any_backend), make_optimizer(dtype)
     scaler = make_scaler()
@@ -66,17 +66,43 @@ def test_scaled_gradients_train_as_unscaled_ones(
         set_scaled_grads(scaled, step, scale)
         set_scaled_grads(plain, step, 1.0)
         before = [param.grad.clone() for param in params_of(scaled)]
-        if unscale_first:
+        if how == "unscaled":
             scaler.unscale_(scaled)
+        elif how == "folded":
+            scaled.clip_grad_norm_(math.inf, grad_scaler=scaler)
         scaler.step(scaled)
         scaler.update()
         plain.step()
-        if not unscale_first:
+        if how == "folded":
             for param, grad in zip(params_of(scaled), before, strict=True):
                 assert_same_bits(param.grad, grad)
     assert scaler.get_scale() == 4 * SCALE
     assert_same_training(scaled, plain)
     assert not hasattr(scaled, "grad_scale")
+
+
+def test_a_scaler_unscales_and_skips_itself_until_a_clip_is_told_of_it() -> None:
+    """Trainers read this attribute to decide whether they can clip."""
+    optimizer, scaler = make_optimizer(), make_scaler()
+    assert not optimizer._step_supports_amp_scaling
+    for told in (True, False):
+        set_scaled_grads(optimizer, 0, SCALE)
+        optimizer.clip_grad_norm_(0.3, grad_scaler=scaler if told else None)
+        assert optimizer._step_supports_amp_scaling == told
+        scaler.step(optimizer)
+        scaler.update()
+        assert not optimizer._step_supports_amp_scaling
+
+
+def test_a_skipped_step_is_not_called() -> None:
+    """As with torch's optimizers: what counts calls of step() counts the steps that were done."""
+    optimizer, scaler, called = make_optimizer(), make_scaler(), []
+    optimizer.register_step_post_hook(lambda *_: called.append(True))
+    for seed, value in enumerate((1.0, math.inf, 1.0)):
+        set_scaled_grads(optimizer, seed, value)
+        scaler.step(optimizer)
+        scaler.update()
+    assert len(called) == 2
 
 
 def test_a_scale_that_is_no_power_of_two(any_backend: str) -> None:
@@ -88,6 +114,8 @@ def test_a_scale_that_is_no_power_of_two(any_backend: str) -> None:
             set_scaled_grads(optimizer, step, 1000.0)
             if unscale:
                 scaler.unscale_(optimizer)
+            else:
+                optimizer.clip_grad_norm_(math.inf, grad_scaler=scaler)
             scaler.step(optimizer)
             scaler.update()
             scaler.update(1000.0)
@@ -328,6 +356,7 @@ def test_a_step_that_fails_leaves_no_scale_behind(any_backend: str) -> None:
     optimizer, twin = make_optimizer(backend=any_backend), make_optimizer()
     scaler = make_scaler()
     set_scaled_grads(optimizer, 0, SCALE)
+    optimizer.clip_grad_norm_(math.inf, grad_scaler=scaler)
     optimizer.param_groups[1]["lr"] = -1.0
     with pytest.raises(ValueError, match="lr must"):
         scaler.step(optimizer)
