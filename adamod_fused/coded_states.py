@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import codes, finite, validation
+from . import codes, coding, finite, validation
 from .dtensor import is_dtensor, local, same_sharding, wrapped
 from .fake import mode_of
 from .formats import EXPONENTS, REMAINDER, STATE_FORMATS, Formats
@@ -20,14 +20,6 @@ from .layout import dense_strides, in_memory_order, laid_out, lies_as
 from .reference import COMPUTE_DTYPES
 
 Entries = dict[str, Any]
-
-VALUE_DTYPES = {torch.uint8: torch.bfloat16, torch.int16: torch.float32}
-"""The narrowest dtype that holds all that codes stand for: one byte's have 7 bits of fraction."""
-
-SLICE = codes.BLOCK << 14
-"""Elements coded at a time: in between they take 64 bits each, several times over."""
-
-_HALF = 1 << 31  # random bits that round to the nearest
 
 _NUMEL = "coded_numel"
 """An attribute of block exponents: the elements that they were made for. The number of blocks alone
@@ -56,7 +48,7 @@ def are_coded(entries: Entries, names: Sequence[str], who: str = "a parameter") 
         state = entries[name]
         dtype = state.dtype if isinstance(state, Tensor) else type(state)
         first = first or dtype
-        if dtype not in VALUE_DTYPES or dtype != first:
+        if dtype not in coding.VALUE_DTYPES or dtype != first:
             raise TypeError(
                 f"{name} of {who} has dtype {dtype} beside {EXPONENTS}, which belong to codes: "
                 "torch.uint8 or torch.int16, the same for every state. Code numbers are no "
@@ -197,17 +189,29 @@ def to_values(rule: Any, param: Tensor, entries: Entries, who: str = "a paramete
         return entries
     check_codes(entries, rule.states, who)
     coded = [local(entries[name]) for name in rule.states]
-    values = [torch.empty_like(shard, dtype=VALUE_DTYPES[shard.dtype]) for shard in coded]
+    values = [torch.empty_like(shard, dtype=coding.VALUE_DTYPES[shard.dtype]) for shard in coded]
     flat, out = ([in_memory_order(t) for t in tensors] for tensors in (coded, values))
     with mode_of(param):
-        for part, blocks in _slices(len(flat[0])):
-            decoded = codes.decode(rule.values, [c[part] for c in flat], entries[EXPONENTS][blocks])
-            for tensor, new in zip(out, decoded, strict=True):
-                tensor[part] = new
+        coding.decode(rule.values, flat, entries[EXPONENTS], out)
     others = {name: value for name, value in entries.items() if name != EXPONENTS}
     return others | {
         name: wrapped(value, param) for name, value in zip(rule.states, values, strict=True)
     }
+
+
+@torch.no_grad()
+def are_finite(rule: Any, entries: Entries, who: str) -> dict[str, Tensor]:
+    """Whether all values of each state are finite, by name: 0-dim, boolean.
+
+    Raises:
+        TypeError, ValueError: as ``to_values``.
+    """
+    if not are_coded(entries, rule.states, who):
+        return {n: finite.is_finite(entries[n]) for n in rule.states if n in entries}
+    check_codes(entries, rule.states, who)
+    coded = [in_memory_order(local(entries[name])) for name in rule.states]
+    found = coding.are_finite(rule.values, coded, entries[EXPONENTS])
+    return dict(zip(rule.states, found, strict=True))
 
 
 @torch.no_grad()
@@ -224,15 +228,6 @@ def to_save(rule: Any, param: Tensor, entries: Entries, who: str) -> Entries:
         own = [name for name in ("step", REMAINDER) if name in saved]
         saved |= {name: saved[name].clone() for name in own if saved[name] is entries[name]}
     return saved
-
-
-def _slices(numel: int) -> Iterable[tuple[slice, slice]]:
-    """Of elements, and of the blocks that they are."""
-    for start in range(0, numel, SLICE):
-        yield (
-            slice(start, start + SLICE),
-            slice(start // codes.BLOCK, (start + SLICE) // codes.BLOCK),
-        )
 
 
 @torch.no_grad()
@@ -288,15 +283,8 @@ def _as_codes(
         torch.empty_strided(local(param).shape, layout, dtype=dtype, device=given[0].device)
         for _ in names
     ]
-    flat = [in_memory_order(tensor) for tensor in coded]
     exponents = new_exponents(param, len(names))
-    for part, blocks in _slices(len(given[0])):
-        half = torch.full(given[0][part].shape, _HALF, dtype=torch.int64, device=param.device)
-        rounded, exponents[blocks] = codes.encode(
-            rule.values, dtype.itemsize, [g[part].float() for g in given], [half] * len(names)
-        )
-        for tensor, new in zip(flat, rounded, strict=True):
-            tensor[part] = new
+    coding.encode(rule.values, given, [in_memory_order(tensor) for tensor in coded], exponents)
     states = {name: wrapped(tensor, param) for name, tensor in zip(names, coded, strict=True)}
     return states | {EXPONENTS: exponents}
 

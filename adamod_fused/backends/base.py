@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..codes import Values
+
 
 class Status(NamedTuple):
     """Whether a backend works on this machine and, where not, why and what to do."""
@@ -59,6 +61,34 @@ class Backend(Protocol):
         """Of all elements of a ``GradTable`` (csrc/bindings/table.h): 0-dim float64 there."""
 
 
+class Coder(Protocol):
+    """A backend that converts states from codes to values and back."""
+
+    def status(self) -> Status:
+        """As ``Backend``'s."""
+
+    def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """As ``Backend``'s."""
+
+    def decode(
+        self,
+        kinds: Sequence[Values],
+        coded: Sequence[Tensor],
+        exponents: Tensor,
+        values: Sequence[Tensor],
+    ) -> None:
+        """Writes what codes of a parameter's states stand for; all as ``coding.decode`` has it."""
+
+    def encode(
+        self,
+        kinds: Sequence[Values],
+        values: Sequence[Tensor],
+        coded: Sequence[Tensor],
+        exponents: Tensor,
+    ) -> None:
+        """Writes the codes of values, float32 or all bfloat16, as ``coding.encode`` has it."""
+
+
 def refusal(
     device: torch.device, dtype: torch.dtype, device_type: str, dtypes: Sequence[torch.dtype]
 ) -> str | None:
@@ -73,3 +103,17 @@ def refusal(
 def dtype_name(dtype: torch.dtype) -> str:
     """The name that the compiled engines know a dtype by: ``"float32"`` for torch.float32."""
     return str(dtype).removeprefix("torch.")
+
+
+def addresses_of(
+    kinds: Sequence[Values], coded: Sequence[Tensor], exponents: Tensor, values: Sequence[Tensor]
+) -> tuple[list[int], int, list[int], int, list[int], int]:
+    """The states of a parameter as the compiled engines take them."""
+    return (
+        [kind.value for kind in kinds],
+        coded[0].dtype.itemsize,
+        [c.data_ptr() for c in coded],
+        exponents.data_ptr(),
+        [value.data_ptr() for value in values],
+        len(coded[0]),
+    )

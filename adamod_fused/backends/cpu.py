@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..codes import Values
 from . import extension
-from .base import Status, dtype_name, refusal
+from .base import Status, addresses_of, dtype_name, refusal
 
 
 class CpuBackend:
@@ -38,7 +40,7 @@ class CpuBackend:
         # A step walks through five tensors at once, and in small pages it waits for addresses to
         # be translated, not only for memory: huge ones took a tenth off a large step.
         state = torch.empty_like(param, dtype=dtype)
-        extension.core.prefer_huge_pages(state.data_ptr(), state.nbytes)
+        _prefer_huge_pages(state)
         return state.zero_()
 
     def run(
@@ -69,3 +71,32 @@ class CpuBackend:
             dtype_name(dtype), grads, threads, self.instruction_set
         )
         return torch.tensor(found, dtype=torch.float64, device=device)
+
+    def decode(
+        self,
+        kinds: Sequence[Values],
+        coded: Sequence[Tensor],
+        exponents: Tensor,
+        values: Sequence[Tensor],
+    ) -> None:
+        _prefer_huge_pages(*values)
+        states = addresses_of(kinds, coded, exponents, values)
+        extension.core.cpu_decode(*states, torch.get_num_threads(), self.instruction_set)
+
+    def encode(
+        self,
+        kinds: Sequence[Values],
+        values: Sequence[Tensor],
+        coded: Sequence[Tensor],
+        exponents: Tensor,
+    ) -> None:
+        _prefer_huge_pages(*coded)
+        states = addresses_of(kinds, coded, exponents, values)
+        dtype = dtype_name(values[0].dtype)
+        extension.core.cpu_encode(dtype, *states, torch.get_num_threads(), self.instruction_set)
+
+
+def _prefer_huge_pages(*tensors: Tensor) -> None:
+    """Of tensors that nothing has written yet."""
+    for tensor in tensors:
+        extension.core.prefer_huge_pages(tensor.data_ptr(), tensor.nbytes)

@@ -13,6 +13,7 @@
 #include "../engine/float_environment.h"
 #include "../engine/huge_pages.h"
 #include "../rules/all.h"
+#include "coded_states.h"
 #include "table.h"
 
 namespace {
@@ -89,6 +90,24 @@ class Kinds {
 std::optional<std::uint64_t> kind_of_params(const py::object& params) {
   PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<Kinds> kinds;
   return kinds.call_once_and_store_result([] { return Kinds(); }).get_stored().of(params);
+}
+
+void cpu_decode(const std::vector<int>& kinds, int num_bytes,
+                const std::vector<std::uintptr_t>& codes, std::uintptr_t exponents,
+                const std::vector<std::uintptr_t>& values, std::int64_t numel, int threads,
+                const std::string& instruction_set) {
+  const CodedStates states = coded_states(kinds, num_bytes, codes, exponents, values, numel);
+  const py::gil_scoped_release release;
+  cpu::decode(states, threads, instruction_set);
+}
+
+void cpu_encode(const std::string& dtype, const std::vector<int>& kinds, int num_bytes,
+                const std::vector<std::uintptr_t>& codes, std::uintptr_t exponents,
+                const std::vector<std::uintptr_t>& values, std::int64_t numel, int threads,
+                const std::string& instruction_set) {
+  const CodedStates states = coded_states(kinds, num_bytes, codes, exponents, values, numel);
+  const py::gil_scoped_release release;
+  cpu::encode(dtype, states, threads, instruction_set);
 }
 
 // Makes Table known to Python's garbage collector. The collector may look at an instance before
@@ -175,6 +194,12 @@ PYBIND11_MODULE(_C, m) {
           return result;
         });
   m.def("cpu_sum_squares", &cpu_sum_squares);
+  m.def("cpu_decode", &cpu_decode, py::arg("kinds"), py::arg("num_bytes"), py::arg("codes"),
+        py::arg("exponents"), py::arg("values"), py::arg("numel"), py::arg("threads"),
+        py::arg("instruction_set"));
+  m.def("cpu_encode", &cpu_encode, py::arg("dtype"), py::arg("kinds"), py::arg("num_bytes"),
+        py::arg("codes"), py::arg("exponents"), py::arg("values"), py::arg("numel"),
+        py::arg("threads"), py::arg("instruction_set"));
   m.def("cpu_instruction_sets", &cpu::instruction_sets);
   m.def("prefer_huge_pages", [](std::uintptr_t address, std::size_t bytes) {
     prefer_huge_pages(reinterpret_cast<void*>(address), bytes);

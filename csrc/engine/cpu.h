@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "coded_states.h"
 #include "formats.h"
 #include "observed.h"
 #include "row.h"
@@ -40,5 +41,14 @@ void observe(const std::string& rule, const std::string& dtype, const Formats& f
 // `step`.
 double sum_squares(const std::string& dtype, const GradRow* rows, std::int64_t num_rows,
                    std::int64_t num_segments, int threads, const std::string& instruction_set);
+
+// Makes the values of states from their codes: float32 from codes of two bytes, bfloat16, which
+// loses nothing, from codes of one. Throws std::invalid_argument for states that there cannot be.
+void decode(const CodedStates& states, int threads, const std::string& instruction_set);
+
+// Makes codes and exponents from values of `dtype`, float32 or bfloat16, rounded to the nearest.
+// Throws as `decode`.
+void encode(const std::string& dtype, const CodedStates& states, int threads,
+            const std::string& instruction_set);
 
 }  // namespace cpu

@@ -24,11 +24,6 @@
 
 namespace cpu {
 
-template <typename T, int count>
-struct alignas(64) Lanes {
-  T of[count];
-};
-
 // `Vectors` is of cpu_vectors.h.
 template <class E, class Vectors>
 struct BlockGroup {

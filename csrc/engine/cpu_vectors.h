@@ -26,6 +26,11 @@ namespace cpu {
 constexpr int blocks_per_group = 16;  // as many as a vector of AVX-512 has words
 constexpr int elements_per_group = blocks_per_group * codes::block;
 
+template <typename T, int count>
+struct alignas(64) Lanes {
+  T of[count];
+};
+
 // `count` is a multiple of codes::block. Words, values and orders are arrays for a whole group,
 // aligned to 64 bytes; words beyond `count` may be read, and what comes of them is thrown away.
 struct Portable {
