@@ -113,7 +113,8 @@ class AdaMod(FusedOptimizer):
             parameter; a state dict that does not fit the optimizer.
         RuntimeError: a backend asked for by name that does not work here; ``fused=True`` where no
             kernel serves; ``fused`` and ``foreach`` both True; ``differentiable=True``; a sparse
-            gradient.
+            gradient; a tensor of ``torch.inference_mode`` to be written outside of it; a real
+            tensor to be stepped in ``FakeTensorMode``.
         All are raised before any parameter or state has changed.
 
     Example:
