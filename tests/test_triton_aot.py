@@ -59,8 +59,7 @@ def test_every_stream_is_moved_once_in_128_bits(cuda_kernel):
     states = [4] * 3
     loaded = elements * sum([dtype.itemsize, dtype.itemsize, *states])
     stored = elements * sum([dtype.itemsize, *states])
-    # A row in either path, of it the rate of decay once for both; the step is for codes alone.
-    scalars = (2 * (NUM_SCALARS - 2) + 1) * 4
+    scalars = 2 * (NUM_SCALARS - 1) * 4  # a row in either path; the step is for codes alone
     table = (8 + 1) * 8  # one row, and one column in the search for it
     control = 2 * 4 if controlled else 0
 

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 # Per element, the most on any architecture as counted with Triton 3.7, and 5 % for another
-# compiler's taste: with codes, without.
-MOST_INSTRUCTIONS = {True: 160 * 1.05, False: 80 * 1.05}
+# compiler's taste: with codes, without. Two are the sum of weight decay and update and its choice.
+MOST_INSTRUCTIONS = {True: 160 * 1.05, False: 82 * 1.05}
 # In the vector path of a block of 1,024 or 2,048 elements: around changes of layout, for stores of
 # the wider streams and of the exponents.
 MOST_BARRIERS = 16

@@ -53,6 +53,7 @@ KEY = tl.constexpr(3)
 def update_blocks(
     UPDATE: tl.constexpr,
     NUM_STATES: tl.constexpr,
+    NUM_SCALARS: tl.constexpr,
     KIND0: tl.constexpr,
     KIND1: tl.constexpr,
     KIND2: tl.constexpr,
@@ -60,7 +61,6 @@ def update_blocks(
     WEIGHT_FORMAT: tl.constexpr,
     AXIS: tl.constexpr,
     scalars,
-    weight_decay_rate,
     grad_scale,
     step,
     param_ptr,
@@ -110,6 +110,8 @@ def update_blocks(
         block_mask,
     )
 
+    # Not once for all blocks: a register more is one too many, and the scalars are in a cache.
+    weight_decay_rate = tl.load(scalars + (NUM_SCALARS - 2))
     update, state0, state1, state2 = UPDATE(scalars, grad, state0, state1, state2)
     param = apply_update(weight_decay_rate, param, update)
 
@@ -179,7 +181,6 @@ def update_coded_chunk(
     numel = tl.load(row + NUMEL)
     start = (chunk - tl.load(row + FIRST_CHUNK)) * CHUNK
     scalars += tl.load(row + SCALARS) * NUM_SCALARS
-    weight_decay_rate = tl.load(scalars + (NUM_SCALARS - 2))
     step = tl.load(scalars + (NUM_SCALARS - 1)).to(tl.int64).to(tl.uint32)
     first_index = tl.load(coded + FIRST_INDEX)
     key = tl.load(coded + KEY)
@@ -219,6 +220,7 @@ def update_coded_chunk(
             update_blocks(
                 UPDATE,
                 NUM_STATES,
+                NUM_SCALARS,
                 KIND0,
                 KIND1,
                 KIND2,
@@ -226,7 +228,6 @@ def update_coded_chunk(
                 WEIGHT_FORMAT,
                 1,
                 scalars,
-                weight_decay_rate,
                 grad_scale,
                 step,
                 tl.multiple_of(param_ptr + start, 16),
@@ -248,6 +249,7 @@ def update_coded_chunk(
             update_blocks(
                 UPDATE,
                 NUM_STATES,
+                NUM_SCALARS,
                 KIND0,
                 KIND1,
                 KIND2,
@@ -255,7 +257,6 @@ def update_coded_chunk(
                 WEIGHT_FORMAT,
                 0,
                 scalars,
-                weight_decay_rate,
                 grad_scale,
                 step,
                 param_ptr + start,

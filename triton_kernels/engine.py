@@ -48,8 +48,8 @@ NUM_WARPS = 4  # with 32 lanes: 8 elements a thread, 128 bits of the narrowest s
 def update_block(
     UPDATE: tl.constexpr,
     NUM_STATES: tl.constexpr,
+    NUM_SCALARS: tl.constexpr,
     scalars,
-    weight_decay_rate,
     grad_scale,
     param_ptr,
     grad_ptr,
@@ -68,6 +68,8 @@ def update_block(
     state1 = tl.load(state1_ptr + lanes, mask=mask) if NUM_STATES > 1 else state0
     state2 = tl.load(state2_ptr + lanes, mask=mask) if NUM_STATES > 2 else state0
 
+    # Not once for all blocks: a register more is one too many, and the scalars are in a cache.
+    weight_decay_rate = tl.load(scalars + (NUM_SCALARS - 2))
     update, state0, state1, state2 = UPDATE(scalars, grad, state0, state1, state2)
     param = apply_update(weight_decay_rate, param, update)
 
@@ -104,7 +106,6 @@ def update_chunk(
     numel = tl.load(row + NUMEL)
     index = chunk - tl.load(row + FIRST_CHUNK)
     scalars += tl.load(row + SCALARS) * NUM_SCALARS
-    weight_decay_rate = tl.load(scalars + (NUM_SCALARS - 2))
 
     param = tl.load(row + PARAM)
     grad = tl.load(row + GRAD)
@@ -133,8 +134,8 @@ def update_chunk(
             update_block(
                 UPDATE,
                 NUM_STATES,
+                NUM_SCALARS,
                 scalars,
-                weight_decay_rate,
                 grad_scale,
                 tl.multiple_of(param_ptr + start, 16),
                 tl.multiple_of(grad_ptr + start, 16),
@@ -152,8 +153,8 @@ def update_chunk(
             update_block(
                 UPDATE,
                 NUM_STATES,
+                NUM_SCALARS,
                 scalars,
-                weight_decay_rate,
                 grad_scale,
                 param_ptr + start,
                 grad_ptr + start,
