@@ -65,6 +65,15 @@ def check(group: dict[str, Any]) -> None:
             raise TypeError(f"{name} must be a whole number, got {shown(group[name])}")
 
 
+def _is_part_of_fsdp1(param: Tensor) -> bool:
+    """Whether ``param`` is one rank's part of a parameter that FullyShardedDataParallel has cut.
+
+    Its flat parameter is no such part: it has as many elements on every rank.
+    """
+    is_flat = getattr(param, "_is_flat_param", False)
+    return getattr(param, "_fsdp_flattened", False) and not is_flat
+
+
 def formats_of(param: Tensor, group: dict[str, Any], label: str) -> Formats:
     """The formats of a parameter of a param group.
 
@@ -72,7 +81,7 @@ def formats_of(param: Tensor, group: dict[str, Any], label: str) -> Formats:
     decides alike.
 
     Raises:
-        ValueError: the parameter's dtype has no such format.
+        ValueError: the parameter's dtype has no such format; ranks would decide otherwise.
     """
     state, weight = group["state_format"], group["weight_format"]
     if weight != "plain" and param.dtype is not torch.bfloat16:
@@ -85,6 +94,13 @@ def formats_of(param: Tensor, group: dict[str, Any], label: str) -> Formats:
         raise ValueError(
             f"state_format={state!r} has less than the states of {label}, float64, are kept for; "
             "give it a param group with state_format='fp32', or convert it to torch.float32"
+        )
+    if state != "fp32" and group["min_coded_numel"] > 0 and _is_part_of_fsdp1(param):
+        raise ValueError(
+            f"min_coded_numel={group['min_coded_numel']!r} counts the elements of whole "
+            f"parameters, and {label} is one rank's part of a parameter, cut by "
+            "FullyShardedDataParallel(use_orig_params=True), so that ranks would differ; use "
+            "fully_shard (FSDP2), or min_coded_numel=0"
         )
     if param.numel() < group["min_coded_numel"]:
         state = "fp32"

@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import Shard, distribute_tensor
 from training import full, kernels_alone, shard, train
 
@@ -220,3 +221,38 @@ def edit_states(device: str, state_format: str) -> None:
 @pytest.mark.parametrize("state_format", STATE_FORMATS)
 def test_states_of_shards_are_edited_by_value(run: Callable[..., None], state_format: str) -> None:
     run(edit_states, 2, state_format)
+
+
+def step_fsdp1(device: str, is_original: bool, state_format: str) -> None:
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Linear(16, 48), torch.nn.Linear(48, 5)).to(device)
+    where = torch.device(device)
+    model = FullyShardedDataParallel(layers, use_orig_params=is_original, device_id=where)
+    keywords = keywords_of(state_format, "plain")
+    if is_original:
+        for least in (1, 4096):
+            with pytest.raises(ValueError, match=r"min_coded_numel=.* use fully_shard \(FSDP2\)"):
+                AdaMod(model.parameters(), **(keywords | {"min_coded_numel": least}))
+    else:
+        keywords["min_coded_numel"] = 300
+    optimizer, loaded = (AdaMod(model.parameters(), **keywords) for _ in range(2))
+    model(torch.ones(2, 16, device=device)).sum().backward()
+    optimizer.step()
+    kinds = {entries["exp_avg"].dtype.itemsize for entries in optimizer.state.values()}
+    assert kinds <= {STATE_FORMATS[state_format]}
+    saved = FullyShardedDataParallel.optim_state_dict(model, optimizer)
+    flat = FullyShardedDataParallel.optim_state_dict_to_load(model, loaded, saved)
+    loaded.load_state_dict(flat)
+    for param, entries in optimizer.state.items():
+        # Not the values: on a CPU torch gathers all states of a parameter into one buffer.
+        kept = {name: (value.dtype, value.shape) for name, value in entries.items()}
+        assert kept == {n: (v.dtype, v.shape) for n, v in loaded.state[param].items()}
+    loaded.step()
+
+
+@pytest.mark.parametrize("state_format", ["8bit", "16bit"])
+@pytest.mark.parametrize("is_original", [True, False])
+def test_parts_of_fsdp1_are_coded_alike_on_all_ranks(
+    run: Callable[..., None], is_original: bool, state_format: str
+) -> None:
+    run(step_fsdp1, 2, is_original, state_format)
