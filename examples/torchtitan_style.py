@@ -1,8 +1,10 @@
 """As TorchTitan holds optimizers: one for each part of the model, configured by plain keywords.
 
-One state dict by parameter names serves all of them; the run that loads it goes on bit for bit.
+One state dict by parameter names serves all of them; the run that loads it goes on bit for bit. It
+loads into states of another format too.
 """
 
+import copy
 from itertools import pairwise
 
 import torch
@@ -19,11 +21,11 @@ X = torch.randn(64, 8)
 Y = X.sum(1, keepdim=True)
 
 
-def build(seed):
+def build(seed, **formats):
     torch.manual_seed(seed)
     stages = [8, 16, 32], [32, 1]  # pipeline stages; names are unique over the whole model
     parts = [nn.ModuleDict({f"{a}-{b}": nn.Linear(a, b) for a, b in pairwise(s)}) for s in stages]
-    return parts, [AdaMod(part.parameters(), beta3=0.9, **CONFIG) for part in parts]
+    return parts, [AdaMod(part.parameters(), beta3=0.9, **CONFIG, **formats) for part in parts]
 
 
 def train(parts, optimizers, steps):
@@ -48,12 +50,17 @@ for part, optimizer in zip(*first, strict=True):
     weights |= part.state_dict()
     saved |= by_name.get_optimizer_state_dict(part, optimizer, options=FLAT)
 assert {"state.8-16.weight.exp_avg_lr", "param_groups.32-1.bias.beta3"} <= saved.keys()
-for part, optimizer in zip(*resumed, strict=True):
-    part.load_state_dict({name: weights[name] for name in part.state_dict()})
-    by_name.set_optimizer_state_dict(part, optimizer, saved, options=FLAT)
+quantized = build(seed=2, state_format="8bit", min_coded_numel=0)
+for run in (resumed, quantized):
+    own = copy.deepcopy(saved)  # a load takes over the tensors that it is given
+    for part, optimizer in zip(*run, strict=True):
+        part.load_state_dict({name: weights[name] for name in part.state_dict()})
+        by_name.set_optimizer_state_dict(part, optimizer, own, options=FLAT)
 train(*resumed, 30)
+in_8bit = train(*quantized, 30)
 
 assert end < 0.2 * start, (start, end)
+assert in_8bit < 0.2 * start, (start, in_8bit)
 for part, expected in zip(resumed[0], whole[0], strict=True):
     assert all(map(torch.equal, part.parameters(), expected.parameters())), "resumed differs"
 print(f"TorchTitan style: resumed bit for bit; loss {start:.3f} -> {end:.3f}")
