@@ -9,11 +9,17 @@ from __future__ import annotations
 import threading
 from types import TracebackType
 
+from . import forks
+
 
 class Exclusion:
     """``with exclusion.of("step()"):`` holds the optimizer for one call."""
 
     def __init__(self) -> None:
+        self._renew()
+
+    def _renew(self) -> None:
+        self._process = forks.process
         self._lock = threading.Lock()
         self._holder = ""
 
@@ -23,6 +29,8 @@ class Exclusion:
         Raises:
             RuntimeError: another call holds it.
         """
+        if self._process is not forks.process:
+            self._renew()  # a forked child inherits a held lock and not the thread that holds it
         if not self._lock.acquire(blocking=False):
             raise RuntimeError(
                 f"{call} was called while {self._holder} of this optimizer was running, by another "

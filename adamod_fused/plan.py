@@ -45,6 +45,11 @@ def _version(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
+def _is_in_memory(tensor: Tensor) -> bool:
+    """Whether a tensor has elements that lie at its address."""
+    return validation.is_plain(tensor) and not tensor.is_meta
+
+
 class Plan:
     """The parameters of an optimizer, each with the backend that serves it.
 
@@ -97,9 +102,10 @@ class Plan:
         coded_states.check_exponents(
             [(m.label, state[m.param]) for m in read if state.get(m.param)], rule.states
         )
-        validation.check_disjoint(self._written(state))
+        validation.check_disjoint(self._written(state), self._read())
         self._by_reference = [m for m in self._members if m.batch == BY_REFERENCE]
         self._due_by_reference: list[ReferenceStep] = []
+        self._addresses: list[Any] = []  # of the last step's of them
         self._parts: list[norm.Part] | None = None
         self._groups_on_host = {
             member.group
@@ -164,15 +170,21 @@ class Plan:
         states.check(self._rule, param, self._grad_of(param), state.get(param) or None, label)
 
     def _written(self, state: State) -> Iterator[tuple[Tensor, str]]:
-        """The dense tensors that a step writes and that exist already, and their names."""
+        """The tensors that a step writes and that exist already, and their names."""
         for member in self._members:
             shard, entries = local(member.param), state.get(member.param) or {}
-            if member.batch == DORMANT or not validation.is_plain(shard) or shard.is_meta:
+            if member.batch == DORMANT or not _is_in_memory(shard):
                 continue
-            if shard.stride() == (member.layout or dense_strides(shard)):
-                yield shard, member.label
+            yield shard, member.label
             for name, tensor in coded_states.written(entries, self._rule.states):
                 yield local(tensor), f"{name} of {member.label}"
+
+    def _read(self) -> Iterator[tuple[Tensor, str]]:
+        """The gradients of now, and their names."""
+        for member in self._members:
+            grad = self._grad_of(member.param)
+            if grad is not None and _is_in_memory(local(grad)):
+                yield local(grad), f"the gradient of {member.label}"
 
     def _make_table(self, state: State, fast: bool) -> Any:
         table = extension.core.Table(list(self._rule.states), len(self._requested), fast)
@@ -205,7 +217,34 @@ class Plan:
                 if self._grad_of(member.param) is not None:
                     fake.check_mode(member.param, member.label)
         unchanged = self._table.refresh if self._table is not None else self._same_params
-        return unchanged(groups, state) and self._refresh_reference(state)
+        if not (unchanged(groups, state) and self._refresh_reference(state)):
+            return False
+        self._check_disjoint(state)
+        return True
+
+    def _check_disjoint(self, state: State) -> None:
+        """Raises where tensors share memory that did not when they were last looked at."""
+        addresses = self._reference_addresses() if self._due_by_reference else []
+        may_overlap = self._table is not None and self._table.may_overlap
+        if not may_overlap and addresses == self._addresses:
+            return
+        try:
+            validation.check_disjoint(self._written(state), self._read())
+        except BaseException:
+            self._let_go()
+            raise
+        self._addresses = addresses
+        if self._table is not None:
+            self._table.accept_overlap()
+
+    def _reference_addresses(self) -> list[Any]:
+        """Of what the reference is to read and write; others where the table's tensors move."""
+        found: list[Any] = [0 if self._table is None else self._table.num_moves]
+        for member, grad, entries in self._due_by_reference:
+            written = (tensor for _, tensor in coded_states.written(entries, self._rule.states))
+            shards = filter(_is_in_memory, map(local, (member.param, grad, *written)))
+            found += [(shard.data_ptr(), shard.stride()) for shard in shards]
+        return found
 
     def _same_params(self, groups: Groups, state: State) -> bool:
         params = [(i, param) for i, group in enumerate(groups) for param in group["params"]]

@@ -5,7 +5,6 @@ Each check names the tensor, the value and the remedy, and changes nothing.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from .dtensor import is_dtensor, is_partial, local, same_mesh, same_sharding
 from .fake import check_values, has_values
+from .overlap import overlapping, overlaps_itself, span
 from .reference import COMPUTE_DTYPES
 
 MAX_STEP = 2.0**24
@@ -88,17 +88,21 @@ def check_distinct(groups: Sequence[dict[str, Any]]) -> None:
 
 def check_disjoint(
     written: Iterable[tuple[Tensor, str]],
+    read: Iterable[tuple[Tensor, str]] = (),
+    *,
     remedy: str = "give each its own, or tie parameters by using the same Parameter in both places",
 ) -> None:
-    """Raises where two dense tensors that a step writes share memory: threads would race."""
-    spans = sorted(
-        (str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes, who)
-        for tensor, who in written
-        if tensor.numel() > 0
-    )
-    for (device, _, end, who), (next_device, start, _, next_who) in itertools.pairwise(spans):
-        if device == next_device and start < end:
-            raise ValueError(f"{who} and {next_who} share memory; {remedy}")
+    """Raises where something that a step writes shares memory with what it writes or reads.
+
+    Threads would race, and a gradient would change while it is read.
+    """
+    for one, other, is_read in overlapping(written, read):
+        if is_read:
+            raise ValueError(
+                f"{other} shares memory with {one}, which the step writes; give the gradient its "
+                "own memory, as grad.clone() has"
+            )
+        raise ValueError(f"{one} and {other} share memory; {remedy}")
 
 
 def check_param(param: Tensor, who: str) -> None:
@@ -123,7 +127,7 @@ def check_param(param: Tensor, who: str) -> None:
             "redistribute it to Shard or Replicate placements before making the optimizer"
         )
     shard = local(param)
-    if torch._debug_has_internal_overlap(shard) == 1:
+    if overlaps_itself(shard):
         raise ValueError(
             f"{who} has elements that share memory (shape {tuple(shard.shape)}, strides "
             f"{shard.stride()}); optimize param.contiguous() instead"
@@ -136,10 +140,19 @@ def check_memory(tensor: Tensor, who: str) -> None:
     """Raises where a tensor has elements and no memory that holds them."""
     tensor = local(tensor)
     is_held = tensor.device.type != "meta" and is_plain(tensor)
-    if is_held and tensor.numel() > 0 and tensor.data_ptr() == 0:
+    if not is_held or tensor.numel() == 0:
+        return
+    if tensor.data_ptr() == 0:
         raise ValueError(
             f"{who} has {tensor.numel()} elements and no memory: its storage was freed "
             "(untyped_storage().resize_(0)); give it back before the step"
+        )
+    storage = tensor.untyped_storage()
+    begin, end = span(tensor)
+    if end - begin > storage.nbytes() - tensor.storage_offset() * tensor.element_size():
+        raise ValueError(
+            f"{who} has {tensor.numel()} elements and a storage of {storage.nbytes()} bytes, which "
+            "does not hold them: it was resized; resize it back before the step"
         )
 
 
@@ -155,7 +168,7 @@ def check_writable(tensor: Tensor, who: str) -> None:
 
 def check_elements(shard: Tensor, who: str) -> None:
     """Raises where elements of one tensor share memory."""
-    if torch._debug_has_internal_overlap(shard) == 1:
+    if overlaps_itself(shard):
         raise ValueError(
             f"{who} has elements that share memory (strides {shard.stride()}); give its "
             "contiguous() instead"
@@ -319,5 +332,7 @@ def check_state_entries(
     if isinstance(step, Tensor) and step.is_meta:
         raise ValueError(f"step of {who} is on meta and has no value; give it one on the CPU")
     is_known = not isinstance(step, Tensor) or (step.device.type == "cpu" and has_values(step))
+    if isinstance(step, Tensor):
+        check_memory(step, f"step of {who}")
     if is_known:  # else it has no value, or one that would be waited for
         check_range(f"step of {who}", step, 0.0, MAX_STEP + 1)

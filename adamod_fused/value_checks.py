@@ -76,4 +76,6 @@ def check_memory(rule: Any, named: Iterable[tuple[str, Mapping[str, Any]]]) -> N
             validation.check_elements(shard, f"{name} of {who}")
             if lies_as(shard, dense_strides(shard)):
                 dense.append((shard, f"{name} of {who}"))
-    validation.check_disjoint(dense, "clone one of them: a load takes over the tensors of its dict")
+    validation.check_disjoint(
+        dense, remedy="clone one of them: a load takes over the tensors of its dict"
+    )

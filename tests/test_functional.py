@@ -141,7 +141,9 @@ def test_hyperparameters_may_be_tensors(name: str) -> None:
         (param,) = random_params((33,))
         states = [[torch.full((33,), 1e-3)] for _ in STATES]
         arguments = {**options, name: value}
-        functional.adamod([param], [param.detach()], *states, [torch.tensor(2.0)], **arguments)
+        functional.adamod(
+            [param], [param.detach().clone()], *states, [torch.tensor(2.0)], **arguments
+        )
         results.append([param, *(tensor for state in states for tensor in state)])
     for a, b in zip(*results, strict=True):
         assert_same_bits(a, b)

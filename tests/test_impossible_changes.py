@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 import torch
-from helpers import OPTIONS, Snapshot, random_params, train_step
+from helpers import OPTIONS, Snapshot, assert_same_bits, random_params, train_step
 from stale_scripts import SHAPES, Script, groups_of
 from torch import nn
 
@@ -131,3 +131,23 @@ def test_weights_in_a_format_of_bfloat16_stay_bfloat16(
     with pytest.raises(error, match=message):
         optimizer.step()
     before.assert_unchanged()
+
+
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_step_count_whose_memory_was_freed(steps: int, backend: str) -> None:
+    params = random_params((6,), (7,))
+    optimizer = AdaMod(params, **OPTIONS, backend=backend)
+    train_step(optimizer, 0)
+    if steps == 0:  # there is no plan yet
+        optimizer.load_state_dict(optimizer.state_dict())
+    count = optimizer.state[params[1]]["step"]
+    count.untyped_storage().resize_(0)
+    weights = [param.detach().clone() for param in params]
+    with pytest.raises(
+        ValueError, match="step of parameter 1 of group 0 has 1 elements and no mem"
+    ):
+        optimizer.step()
+    for param, weight in zip(params, weights, strict=True):
+        assert_same_bits(param, weight)
+    assert optimizer.state[params[0]]["step"] == 1

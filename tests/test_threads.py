@@ -111,3 +111,68 @@ def test_step_in_a_forked_process() -> None:
     _, status = os.waitpid(child, 0)
     timer.cancel()
     assert status == 0
+
+
+FORK_DURING_A_STEP = """
+import os, threading, torch
+from adamod_fused import AdaMod
+from adamod_fused.backends.cpu import CpuBackend
+torch.set_num_threads(2)
+param = torch.nn.Parameter(torch.zeros(300_001))
+param.grad = torch.ones_like(param)
+optimizer = AdaMod([param])
+optimizer.step()
+run, is_inside, is_forked = CpuBackend.run, threading.Event(), threading.Event()
+def wait_and_run(*arguments):
+    if threading.current_thread() is helper:
+        is_inside.set()
+        is_forked.wait()
+    run(*arguments)
+CpuBackend.run = wait_and_run
+helper = threading.Thread(target=optimizer.step)
+helper.start()
+is_inside.wait()
+pid = os.fork()
+if pid == 0:
+    optimizer.step()
+    os._exit(0 if optimizer.state[param]["step"] == 2 else 1)
+is_forked.set()
+helper.join()
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+"""
+
+
+def test_a_child_forked_during_a_step_can_step() -> None:
+    subprocess.run([sys.executable, "-c", FORK_DURING_A_STEP], cwd=ROOT, check=True, timeout=60)
+
+
+NEW_PID_NAMESPACE = """
+import ctypes, os, sys
+if ctypes.CDLL(None).unshare(0x20000000) != 0:  # CLONE_NEWPID
+    sys.exit(77)
+pid = os.fork()  # number 1 in the new namespace
+if pid:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+import torch
+from adamod_fused import AdaMod
+torch.set_num_threads(2)
+param = torch.nn.Parameter(torch.zeros(300_001))
+param.grad = torch.ones_like(param)
+optimizer = AdaMod([param])
+optimizer.step()
+assert os.getpid() == 1 and ctypes.CDLL(None).unshare(0x20000000) == 0
+pid = os.fork()  # number 1 as well
+if pid == 0:
+    optimizer.step()
+    os._exit(0 if os.getpid() == 1 and optimizer.state[param]["step"] == 2 else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_a_child_with_its_parents_process_id_steps() -> None:
+    code = subprocess.run(
+        [sys.executable, "-c", NEW_PID_NAMESPACE], cwd=ROOT, timeout=60
+    ).returncode
+    if code == 77:
+        pytest.skip("this user may not make a PID namespace")
+    assert code == 0

@@ -163,6 +163,9 @@ PYBIND11_MODULE(_C, m) {
       .def("load", &Table::load, py::arg("params"), py::arg("grads"), py::arg("states"),
            py::arg("steps"), py::arg("exponents") = py::tuple(),
            py::arg("remainders") = py::tuple())
+      .def_property_readonly("may_overlap", &Table::may_overlap)
+      .def_property_readonly("num_moves", &Table::num_moves)
+      .def("accept_overlap", &Table::accept_overlap)
       .def("clear", &Table::clear)
       .def("forget", &Table::forget)
       .def("staged", &Table::staged)

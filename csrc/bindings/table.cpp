@@ -88,6 +88,9 @@ int Table::add_param(
     param.device_type = view.device_type;
     param.device_index = view.device_index;
     param.numel = count_elements(view);
+    std::int64_t last = 0;
+    for (std::int64_t d = 0; d < view.dim; ++d) last += (view.shape[d] - 1) * view.strides[d];
+    param.span_bytes = param.numel == 0 ? 0 : (last + 1) * reader_.itemsize(param.dtype);
     const std::int64_t chunk_size = batches_.at(static_cast<std::size_t>(batch)).chunk_size;
     param.num_chunks = (param.numel + chunk_size - 1) / chunk_size;
     param.dim = view.dim;

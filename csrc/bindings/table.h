@@ -12,6 +12,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <optional>
 #include <string>
@@ -66,9 +67,6 @@ class Items {
   py::object held_;
 };
 
-// Memory of one device.
-using MemorySpan = std::tuple<std::int32_t, std::int32_t, std::uintptr_t, std::uintptr_t>;
-
 // How a parameter of a coded batch is stored, and what it has beside its states.
 struct Coding {
   bool has_exponents, has_remainders;
@@ -110,11 +108,21 @@ class Table {
   // anything differs from what was added: then nothing may be launched.
   bool refresh(const py::list& param_groups, const py::dict& state);
 
+  // Whether what `refresh` took down may share memory with something that the step writes: spans
+  // of addresses meet, of tensors that lie with gaps maybe without sharing an element.
+  bool may_overlap() const { return may_overlap_; }
+
+  // How often `refresh` has found something elsewhere than before.
+  std::int64_t num_moves() const { return num_moves_; }
+
+  // No element is shared, says who has looked at strides: until a tensor moves.
+  void accept_overlap() { has_moved_ = false; }
+
   // Fills the batches for one step from lists of tensors that belong to a caller: a parameter, a
   // gradient, states and a step count for each parameter that a batch serves, in order; exponents
   // and remainders for those of them that have any. The parameters need not be those that were
-  // added, only like them. False where a tensor is not like its predecessor, where two of those
-  // that a step writes share memory, or where an exponent on the CPU is none that a step writes.
+  // added, only like them. False where a tensor is not like its predecessor, where `may_overlap`,
+  // where a parameter is given twice, or where an exponent on the CPU is none that a step writes.
   bool load(const py::object& params, const py::object& grads, const py::tuple& states,
             const py::object& steps, const py::object& exponents, const py::object& remainders);
 
@@ -171,6 +179,19 @@ class Table {
   static constexpr std::size_t max_entries = 2 + max_states;
   using Held = std::array<py::object, max_entries>;
 
+  // Where the tensors are that a step of one parameter writes.
+  struct Addresses {
+    const void *param, *step, *states[max_states], *exponents, *remainders;
+
+    bool operator==(const Addresses& other) const {
+      return std::memcmp(this, &other, sizeof(Addresses)) == 0;
+    }
+  };
+
+  struct Span {
+    const char *begin, *end;
+  };
+
   struct Param {
     py::object object;
     bool inherits_grad;  // `grad` is torch.Tensor's own attribute
@@ -178,7 +199,10 @@ class Table {
     std::int32_t dtype, state_dtype, device_type, device_index;
     std::int32_t coding = -1;  // where in codings_: few have one, and a step reads all of this
     std::int64_t numel, num_chunks, dim;
-    std::size_t sizes;  // where in sizes_ its shape, strides and layout stand
+    std::int64_t span_bytes;           // from its first element to behind its last
+    std::size_t sizes;                 // where in sizes_ its shape, strides and layout stand
+    Addresses written{};               // when it was last stepped
+    const char* known_grad = nullptr;  // a gradient without gaps that shares nothing, or null
     // This step's:
     py::object state;       // its entry in the optimizer's state, until `held` is full
     Held held;              // grad, step and states, until the launch is done
@@ -186,6 +210,12 @@ class Table {
     float* step = nullptr;  // null: on a device
     std::size_t row = 0;
     bool is_staged = false;
+  };
+
+  struct NewGrad {
+    Param* param;
+    Span span;
+    bool is_dense;
   };
 
   const std::int64_t* shape(const Param& param) const { return sizes_.data() + param.sizes; }
@@ -202,13 +232,19 @@ class Table {
   bool all_strided() const;
   bool fill_gathered();
   bool exponents_are_sound() const;
-  bool is_disjoint();
+  bool are_distinct() const;
   void prefetch_objects(std::size_t turn) const;
   void prefetch(const Param& param) const;
   bool is_trusted(PyObject* tensor) const;
   bool fill(Param& param);
   bool fill_coded(const Param& param, Coded& coded);
   void release(Param& param);
+  void note_addresses(Param& param, const Row& row, const float* step, const Coded* coded);
+  void note_grad(Param& param, const TensorView& view, bool is_dense);
+  void add_spans(const Param& param, const Addresses& at);
+  Addresses read_addresses(const Param& param);
+  bool spans_are_apart();
+  void look_for_overlap();
   std::int64_t scalars_row(int group, std::int64_t step);
 
   TensorReader reader_;
@@ -225,8 +261,12 @@ class Table {
   std::vector<std::size_t> group_sizes_;
   std::vector<std::pair<py::object, int>> expected_state_;  // key, index of the parameter or -1
   std::vector<std::size_t> gathered_;                       // indices of this step's parameters
-  std::vector<MemorySpan> disjoint_;                        // what `load` last found to be so
   std::vector<Batch> batches_;
+  std::vector<NewGrad> new_grads_;  // of this step, whose addresses are not known
+  std::vector<Span> spans_;         // all that steps write, merged and in order
+  bool has_moved_ = false;          // something in spans_ is elsewhere now
+  bool may_overlap_ = false;
+  std::int64_t num_moves_ = 0;
   std::vector<std::pair<int, std::int64_t>> due_;
   std::map<std::pair<int, std::int64_t>, std::int64_t> scalars_rows_;  // index into due_
   std::vector<float> scalars_;

@@ -17,7 +17,7 @@ bool Table::load(const py::object& params, const py::object& grads, const py::tu
       lists.emplace_back(py::reinterpret_borrow<py::object>(state));
     }
     if (gather_lists(lists, Items(exponents), Items(remainders)) && all_strided() &&
-        fill_gathered() && exponents_are_sound() && is_disjoint()) {
+        fill_gathered() && exponents_are_sound() && are_distinct() && !may_overlap_) {
       return true;
     }
   } catch (...) {
@@ -101,53 +101,11 @@ bool Table::exponents_are_sound() const {
   return true;
 }
 
-// Whether no two of the tensors that the step writes share memory, and no parameter is given twice.
-// A parameter with gaps may have others in them, and is stepped in a copy.
-bool Table::is_disjoint() {
-  std::vector<MemorySpan> spans;
+// Whether no parameter is given twice.
+bool Table::are_distinct() const {
   std::vector<PyObject*> objects;
-  spans.reserve(gathered_.size() * (entry_names_.size() + 1));
   objects.reserve(gathered_.size());
-  for (const std::size_t index : gathered_) {
-    const Param& param = params_[index];
-    const auto add = [&](const void* begin, std::int64_t bytes, bool on_cpu = false) {
-      if (begin == nullptr || bytes == 0) return;
-      const auto address = reinterpret_cast<std::uintptr_t>(begin);
-      spans.emplace_back(on_cpu ? reader_.cpu() : param.device_type,
-                         on_cpu ? 0 : param.device_index, address,
-                         address + static_cast<std::uintptr_t>(bytes));
-    };
-    objects.push_back(param.object.ptr());
-    const Batch& batch = batches_[static_cast<std::size_t>(param.batch)];
-    const Row& row = batch.rows[param.row];
-    if (std::equal(strides(param), strides(param) + param.dim, layout(param))) {
-      add(row.param, param.numel * reader_.itemsize(param.dtype));
-    }
-    for (std::size_t k = 0; k + 1 < entry_names_.size(); ++k) {
-      add(row.state[k], param.numel * reader_.itemsize(param.state_dtype));
-    }
-    if (batch.counts_on_device) {
-      add(batch.counts[static_cast<std::size_t>(row.scalars)].step, sizeof(float));
-    } else {
-      add(param.step, sizeof(float), /*on_cpu=*/true);
-    }
-    if (!batch.is_coded) continue;
-    const Coded& coded = batch.coded[param.row];
-    const std::int64_t blocks = (param.numel + codes::block - 1) / codes::block;
-    add(coded.exponents, blocks * static_cast<std::int64_t>(entry_names_.size() - 1));
-    add(coded.remainders, param.numel * static_cast<std::int64_t>(sizeof(std::int16_t)));
-  }
-
+  for (const std::size_t index : gathered_) objects.push_back(params_[index].object.ptr());
   std::sort(objects.begin(), objects.end());
-  if (std::adjacent_find(objects.begin(), objects.end()) != objects.end()) return false;
-  if (spans == disjoint_) return true;
-  std::vector<MemorySpan> sorted = spans;
-  std::sort(sorted.begin(), sorted.end());
-  const auto overlap = [](const MemorySpan& a, const MemorySpan& b) {
-    return std::get<0>(a) == std::get<0>(b) && std::get<1>(a) == std::get<1>(b) &&
-           std::get<2>(b) < std::get<3>(a);
-  };
-  if (std::adjacent_find(sorted.begin(), sorted.end(), overlap) != sorted.end()) return false;
-  disjoint_ = std::move(spans);
-  return true;
+  return std::adjacent_find(objects.begin(), objects.end()) == objects.end();
 }

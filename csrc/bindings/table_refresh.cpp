@@ -92,6 +92,7 @@ bool Table::fill_gathered() {
     if (i + ahead < gathered_.size()) prefetch(params_[gathered_[i + ahead]]);
     if (!fill(params_[gathered_[i]])) return false;
   }
+  look_for_overlap();
   return true;
 }
 
@@ -166,6 +167,7 @@ void Table::clear() {
   gathered_.clear();
   due_.clear();
   scalars_rows_.clear();
+  new_grads_.clear();
   for (Batch& batch : batches_) {
     batch.rows.clear();
     batch.coded.clear();
@@ -234,7 +236,9 @@ bool Table::fill(Param& param) {
       return false;
     }
     row.grad = view.data;
-    param.is_staged |= !lies_as(layout(param), view) || reader_.is_neg(grad);
+    const bool is_dense = lies_as(layout(param), view);
+    note_grad(param, view, is_dense);
+    param.is_staged |= !is_dense || reader_.is_neg(grad);
   }
 
   for (std::size_t i = 0; i + 1 < entry_names_.size(); ++i) {
@@ -251,7 +255,7 @@ bool Table::fill(Param& param) {
   if (batch.is_coded && !fill_coded(param, batch.coded.emplace_back())) return false;
 
   if (!reader_.read(param.held[1].ptr(), view) || view.dtype != step_dtype_ || view.dim != 0 ||
-      !reader_.may_write(param.held[1].ptr())) {
+      view.data == nullptr || !reader_.may_write(param.held[1].ptr())) {
     return false;
   }
   auto* step = reinterpret_cast<float*>(view.data);
@@ -268,6 +272,7 @@ bool Table::fill(Param& param) {
     param.step = step;
   }
 
+  note_addresses(param, row, step, batch.is_coded ? &batch.coded.back() : nullptr);
   param.is_due = true;
   row.first_chunk = batch.num_chunks;
   batch.num_chunks += param.num_chunks;
