@@ -83,6 +83,12 @@ class EmulatedCudaBackend(CudaBackend):
     def sum_squares(self, grads, device, dtype) -> Tensor:
         return self.launch_sum_squares(grads, device, dtype, 0, 0)
 
+    def decode(self, kinds, coded, exponents, values) -> None:
+        self.launch_decode(kinds, coded, exponents, values, 0, 0)
+
+    def encode(self, kinds, values, coded, exponents) -> None:
+        self.launch_encode(kinds, values, coded, exponents, 0, 0)
+
 
 @pytest.fixture(scope="session")
 def built_emulation(tmp_path_factory: pytest.TempPathFactory) -> Path:

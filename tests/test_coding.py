@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from coded_values import KINDS, KINDS_OF_RULES, encoded, room_for, values_of
 from helpers import assert_same_bits
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,57 +17,17 @@ from adamod_fused import _C as core
 from adamod_fused import AdaMod, backends, codes, coding
 from adamod_fused.backends.base import addresses_of
 from adamod_fused.codes import Values
-from adamod_fused.coding import VALUE_DTYPES
 from adamod_fused.formats import EXPONENTS
 
-KINDS = tuple(Values)
-OTHERS = [
-    (Values.OF_BOTH_SIGNS,),
-    (Values.SAFE_TOO_SMALL,),
-    (Values.OF_BOTH_SIGNS, Values.SAFE_TOO_LARGE),
-    (Values.SAFE_TOO_SMALL, Values.OF_BOTH_SIGNS, Values.SAFE_TOO_LARGE),
-]
 SIZES = (0, 1, 31, 32, 33, 511, 512, 513, 33_333)  # and what two threads share
-HALF = 1 << 31
 
 each_set = pytest.mark.parametrize("isa", core.cpu_instruction_sets())
 each_width = pytest.mark.parametrize("num_bytes", [1, 2])
 each_backend = pytest.mark.parametrize("backend", ["engine", "oracle"])
 
 
-def values_of(kind: Values, numel: int, seed: int) -> Tensor:
-    """Blocks of every scale and spread, zeros, subnormals, the largest, and what is not finite."""
-    generator = torch.Generator().manual_seed(seed)
-    scale = torch.randint(-149, 128, (codes.num_blocks(numel),), generator=generator)
-    scale = scale.repeat_interleave(codes.BLOCK)[:numel]
-    spread = torch.randint(-20, 1, (numel,), generator=generator)
-    x = torch.randn(numel, generator=generator) * torch.exp2((scale + spread).double())
-    x = x.float()
-    for value in (0.0, -0.0, 1e-45, 3.4e38, torch.inf, torch.nan):
-        x[torch.rand(numel, generator=generator) < 0.02] = value
-    x[96:160] = 0.0
-    if kind is Values.OF_BOTH_SIGNS:
-        x[torch.rand(numel, generator=generator) < 0.02] = -torch.inf
-        return x
-    return x.abs()
-
-
-def encoded(
-    kinds: Sequence[Values], num_bytes: int, values: Sequence[Tensor]
-) -> tuple[list[Tensor], Tensor]:
-    """What the oracle makes of values, rounded to the nearest."""
-    half = torch.full((len(values[0]),), HALF, dtype=torch.int64)
-    return codes.encode(kinds, num_bytes, values, [half] * len(kinds))
-
-
-def room_for(coded: Sequence[Tensor], offset: int = 0) -> list[Tensor]:
-    """Values not yet written, a number of elements behind an aligned address."""
-    dtype = VALUE_DTYPES[coded[0].dtype]
-    return [torch.full((len(c) + offset,), 7.0, dtype=dtype)[offset:] for c in coded]
-
-
 @each_width
-@pytest.mark.parametrize("kinds", [KINDS, *OTHERS], ids=str)
+@pytest.mark.parametrize("kinds", KINDS_OF_RULES, ids=str)
 def test_the_engine_has_the_oracles_bits(num_bytes: int, kinds: tuple[Values, ...]) -> None:
     for numel in SIZES:
         for dtype in (torch.float32, torch.bfloat16):

@@ -88,6 +88,13 @@ def encode_state(
 
 
 @triton.jit
+def draw(hashed, step, STREAM: tl.constexpr):
+    """A state's random bits; where there is no hash, those that round to the nearest."""
+    nearest = tl.full([1, 1], 1 << 31, tl.uint32)
+    return nearest if hashed is None else random_bits.draw(hashed, step, STREAM)
+
+
+@triton.jit
 def store_states(
     NUM_STATES: tl.constexpr,
     KIND0: tl.constexpr,
@@ -109,19 +116,19 @@ def store_states(
     state1,
     state2,
 ):
-    """The inverse of ``load_states``."""
+    """The inverse of ``load_states``; codes are rounded to the nearest if ``hashed`` is None."""
     if BYTES < 4:
-        random = random_bits.draw(hashed, step, 0)
+        random = draw(hashed, step, 0)
         state0 = encode_state(
             state0, random, KIND0, BYTES, AXIS, exponents_ptr, blocks, mask, block_mask
         )
         if NUM_STATES > 1:
-            random = random_bits.draw(hashed, step, 1)
+            random = draw(hashed, step, 1)
             state1 = encode_state(
                 state1, random, KIND1, BYTES, AXIS, exponents_ptr + 1, blocks, mask, block_mask
             )
         if NUM_STATES > 2:
-            random = random_bits.draw(hashed, step, 2)
+            random = draw(hashed, step, 2)
             state2 = encode_state(
                 state2, random, KIND2, BYTES, AXIS, exponents_ptr + 2, blocks, mask, block_mask
             )

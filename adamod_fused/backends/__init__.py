@@ -13,19 +13,17 @@ import torch
 from torch import Tensor
 
 from ..validation import is_plain
-from .base import Backend, Coder, Status
+from .base import Backend, Status
 from .cpu import CpuBackend
 from .cuda import CudaBackend
 from .triton import TritonBackend
 
 __all__ = ["NAMES", "Backend", "Status", "available", "choose", "coder"]
 
-_CPU = CpuBackend()
 # Fastest first.
 _BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (CudaBackend(), TritonBackend(), _CPU)
+    backend.name: backend for backend in (CudaBackend(), TritonBackend(), CpuBackend())
 }
-_CODERS: tuple[Coder, ...] = (_CPU,)
 NAMES = (*_BACKENDS, "reference")
 
 _warned: set[tuple[str, torch.dtype]] = set()
@@ -74,9 +72,9 @@ def choose(name: str | None, param: Tensor, *, fused: bool = False) -> Backend |
     return backend
 
 
-def coder(tensor: Tensor) -> Coder | None:
-    """What makes codes of states on the device of ``tensor``; None stands for ``codes.py``."""
-    for backend in _CODERS:
+def coder(tensor: Tensor) -> Backend | None:
+    """The backend that codes states on the device of ``tensor``; None stands for ``codes.py``."""
+    for backend in _BACKENDS.values():
         refused = not is_plain(tensor) or backend.refuses(tensor.device, torch.float32)
         if not refused and backend.status().available:
             return backend

@@ -60,16 +60,6 @@ class Backend(Protocol):
     def sum_squares(self, grads: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Of all elements of a ``GradTable`` (csrc/bindings/table.h): 0-dim float64 there."""
 
-
-class Coder(Protocol):
-    """A backend that converts states from codes to values and back."""
-
-    def status(self) -> Status:
-        """As ``Backend``'s."""
-
-    def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """As ``Backend``'s."""
-
     def decode(
         self,
         kinds: Sequence[Values],

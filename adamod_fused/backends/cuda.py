@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..codes import Values
 from . import extension
-from .base import Status, dtype_name, refusal
+from .base import Status, addresses_of, dtype_name, refusal
 
 
 class CudaBackend:
@@ -123,3 +125,52 @@ class CudaBackend:
             stream,
         )
         return out
+
+    def decode(
+        self,
+        kinds: Sequence[Values],
+        coded: Sequence[Tensor],
+        exponents: Tensor,
+        values: Sequence[Tensor],
+    ) -> None:
+        device = exponents.device
+        with torch.cuda.device(device):
+            stream = torch.cuda.current_stream(device).cuda_stream
+            self.launch_decode(kinds, coded, exponents, values, device.index, stream)
+
+    def launch_decode(
+        self,
+        kinds: Sequence[Values],
+        coded: Sequence[Tensor],
+        exponents: Tensor,
+        values: Sequence[Tensor],
+        index: int,
+        stream: int,
+    ) -> None:
+        """As ``decode``, by the engine's device ``index`` on the raw stream ``stream``."""
+        self._module.decode(*addresses_of(kinds, coded, exponents, values), index, stream)
+
+    def encode(
+        self,
+        kinds: Sequence[Values],
+        values: Sequence[Tensor],
+        coded: Sequence[Tensor],
+        exponents: Tensor,
+    ) -> None:
+        device = exponents.device
+        with torch.cuda.device(device):
+            stream = torch.cuda.current_stream(device).cuda_stream
+            self.launch_encode(kinds, values, coded, exponents, device.index, stream)
+
+    def launch_encode(
+        self,
+        kinds: Sequence[Values],
+        values: Sequence[Tensor],
+        coded: Sequence[Tensor],
+        exponents: Tensor,
+        index: int,
+        stream: int,
+    ) -> None:
+        """As ``encode``, by the engine's device ``index`` on the raw stream ``stream``."""
+        states = addresses_of(kinds, coded, exponents, values)
+        self._module.encode(dtype_name(values[0].dtype), *states, index, stream)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..codes import Values
 from ..extras import installed, is_older, version_of
 from . import extension
 from .base import Status, refusal
@@ -103,3 +105,21 @@ class TritonBackend:
         columns = len(grads.rows) // grads.num_rows // torch.int64.itemsize
         (rows,) = table.upload([table.Matrix(grads.rows, columns)], device)
         return kernels.sum_squares(dtype, rows, grads.num_segments)
+
+    def decode(
+        self,
+        kinds: Sequence[Values],
+        coded: Sequence[Tensor],
+        exponents: Tensor,
+        values: Sequence[Tensor],
+    ) -> None:
+        _kernels("values").decode([k.value for k in kinds], coded, exponents, values)
+
+    def encode(
+        self,
+        kinds: Sequence[Values],
+        values: Sequence[Tensor],
+        coded: Sequence[Tensor],
+        exponents: Tensor,
+    ) -> None:
+        _kernels("values").encode([k.value for k in kinds], values, coded, exponents)

@@ -7,6 +7,9 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
+
+#include "coded_states.h"
 
 namespace py = pybind11;
 
@@ -82,6 +85,37 @@ PYBIND11_MODULE(_cuda, module) {
       "and\n"
       "out are addresses on the device: one double a segment as workspace, one for the result.\n"
       "num_segments is the sum of ceil(numel / segment_size) over the rows. Raises as step().");
+
+  module.def(
+      "decode",
+      [](const std::vector<int>& kinds, int num_bytes, const std::vector<std::uintptr_t>& codes,
+         std::uintptr_t exponents, const std::vector<std::uintptr_t>& values, std::int64_t numel,
+         int device, std::uintptr_t stream) {
+        cuda_engine::decode(coded_states(kinds, num_bytes, codes, exponents, values, numel), device,
+                            reinterpret_cast<void*>(stream));
+      },
+      py::arg("kinds"), py::arg("num_bytes"), py::arg("codes"), py::arg("exponents"),
+      py::arg("values"), py::arg("numel"), py::arg("device"), py::arg("stream"),
+      py::call_guard<py::gil_scoped_release>(),
+      "Enqueue the conversion of a parameter's states from codes to values: one launch.\n\n"
+      "kinds numbers the values of each state (csrc/rules/values.h). codes, exponents and values\n"
+      "are addresses on the device. The values are float32 for codes of 2 bytes, bfloat16 for\n"
+      "codes of 1. Raises as step().");
+
+  module.def(
+      "encode",
+      [](const std::string& dtype, const std::vector<int>& kinds, int num_bytes,
+         const std::vector<std::uintptr_t>& codes, std::uintptr_t exponents,
+         const std::vector<std::uintptr_t>& values, std::int64_t numel, int device,
+         std::uintptr_t stream) {
+        cuda_engine::encode(dtype, coded_states(kinds, num_bytes, codes, exponents, values, numel),
+                            device, reinterpret_cast<void*>(stream));
+      },
+      py::arg("dtype"), py::arg("kinds"), py::arg("num_bytes"), py::arg("codes"),
+      py::arg("exponents"), py::arg("values"), py::arg("numel"), py::arg("device"),
+      py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
+      "Enqueue the conversion of values of dtype, float32 or bfloat16, to codes and exponents,\n"
+      "rounded to the nearest: one launch. Otherwise as decode().");
 
   module.def("architectures", &cuda_engine::architectures,
              "The compute capabilities compiled for, as sm_ numbers.");

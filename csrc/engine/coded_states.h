@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "../host_device.h"
 #include "../rules/values.h"
 #include "row.h"
 
@@ -19,7 +20,7 @@ struct CodedStates {
   std::int64_t numel;
 
   // Whether state k has a ninth bit, in the byte of the state before it.
-  bool borrows(int k) const { return bytes == 1 && kinds[k] == Values::safe_too_large; }
+  HOST_DEVICE bool borrows(int k) const { return bytes == 1 && kinds[k] == Values::safe_too_large; }
 };
 
 // Throws std::invalid_argument where there can be no such states.

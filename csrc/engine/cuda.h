@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "coded_states.h"
 #include "observed.h"
 #include "row.h"
 
@@ -59,6 +60,15 @@ struct Grads {
 // `partials`, one double a segment, and their total to `out`, both on the device. Throws as step().
 void sum_squares(const std::string& dtype, const Grads& grads, double* partials, double* out,
                  int device, void* stream);
+
+// Enqueues the conversion of states from codes to values, float32 of codes of two bytes and
+// bfloat16 of codes of one; all addresses are on the device. One launch, none for no elements.
+// Throws as step().
+void decode(const CodedStates& states, int device, void* stream);
+
+// The same from values of `dtype`, float32 or bfloat16, to codes and exponents, rounded to the
+// nearest.
+void encode(const std::string& dtype, const CodedStates& states, int device, void* stream);
 
 // The CUDA version of the runtime linked in, as CUDART_VERSION writes it: 13000 for 13.0.
 int runtime_version();
