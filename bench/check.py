@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from adamod_fused.console import Console
 
-from . import host, tracking
+from . import host, saving, tracking
 from .record import RESULTS, Record, load
 from .report import describe
 from .targets import TARGETS, NotMeasuredError, Target
 
-OTHERS: dict[str, ModuleType] = {"host": host, "tracking": tracking}
+OTHERS: dict[str, ModuleType] = {"host": host, "saving": saving, "tracking": tracking}
 """Modules that make records of another kind, each for a target of its own; names of their files."""
 
 
