@@ -31,7 +31,7 @@ def check_hyperparameters(values: dict[str, Any]) -> None:
     check_range("weight_decay", values["weight_decay"], 0.0)
     check_choice("variant", values["variant"], VARIANTS)
     if not isinstance(values["maximize"], bool):
-        raise TypeError(f"maximize must be True or False, got {values['maximize']!r}")
+        raise TypeError(f"maximize must be True or False, got {shown(values['maximize'])}")
 
 
 class AdaMod(FusedOptimizer):

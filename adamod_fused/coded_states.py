@@ -125,7 +125,7 @@ def check_codes(
 
 def _described(value: Any) -> str:
     if not isinstance(value, Tensor):
-        return repr(value)
+        return validation.shown(value)
     return f"{value.dtype}, {value.device}, {tuple(value.shape)}, strides {value.stride()}"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from .backends import NAMES
-from .validation import check_choice
+from .validation import check_choice, shown
 
 DEFAULTS: dict[str, Any] = {
     "backend": None,
@@ -33,10 +33,10 @@ def check(group: dict[str, Any]) -> None:
         check_choice("backend", backend, NAMES)
     for name in ("foreach", "fused"):
         if group[name] is not None and not isinstance(group[name], bool):
-            raise TypeError(f"{name} must be None, True or False, got {group[name]!r}")
+            raise TypeError(f"{name} must be None, True or False, got {shown(group[name])}")
     for name in ("differentiable", "capturable"):
         if not isinstance(group[name], bool):
-            raise TypeError(f"{name} must be True or False, got {group[name]!r}")
+            raise TypeError(f"{name} must be True or False, got {shown(group[name])}")
     if group["differentiable"]:
         raise RuntimeError(
             "differentiable=True is not served: a kernel writes the parameters where autograd "

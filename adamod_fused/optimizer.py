@@ -5,7 +5,7 @@ A subclass names its rule and checks its hyperparameters; it knows neither memor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -424,6 +424,8 @@ class FusedOptimizer(EditableStates):
         Raises:
             TypeError, ValueError: the state dict does not fit; the optimizer is unchanged.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"a state dict is a dict, got {type(state_dict).__name__}")
         with self._exclusion.of("load_state_dict()"), state_dicts.loading(self):
             super().load_state_dict(state_dict)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,73 @@ Whose = tuple[Tensor, dict[str, Any], str, dict[str, Any]]
 
 LIVE = (*execution.DEFAULTS, *formats.LIVE)
 """Keywords of a param group that a state dict neither brings nor takes away."""
+
+MAX_DEPTH = 100
+
+
+def check_structure(state_dict: Any) -> list[dict[str, Any]]:
+    """The param groups of what is an optimizer's state dict.
+
+    Raises:
+        TypeError, ValueError: it is none, or lists a parameter twice.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"a state dict is a dict, got {type(state_dict).__name__}")
+    for key in ("state", "param_groups"):
+        if key not in state_dict:
+            raise ValueError(
+                f"the state dict lacks {key!r} (it has {listed(state_dict) or 'nothing'}); give "
+                "what an optimizer's state_dict() returned, in many files checkpoint['optimizer']"
+            )
+    state, groups = state_dict["state"], state_dict["param_groups"]
+    if not isinstance(state, Mapping) or not isinstance(groups, (list, tuple)):
+        raise TypeError(
+            "the state dict must hold a dict as 'state' and a list as 'param_groups', got "
+            f"{type(state).__name__} and {type(groups).__name__}"
+        )
+    seen = set()
+    for index, group in enumerate(groups):
+        if not isinstance(group, Mapping) or not isinstance(group.get("params"), (list, tuple)):
+            raise ValueError(f"param group {index} of the state dict has no list 'params'")
+        for key in group["params"]:
+            if not isinstance(key, (int, str)):
+                raise TypeError(
+                    f"param group {index} of the state dict lists a {type(key).__name__} in "
+                    "'params', which holds the numbers or names of parameters"
+                )
+            if key in seen:
+                raise ValueError(
+                    f"the state dict lists parameter {key!r} twice; each belongs to one param group"
+                )
+            seen.add(key)
+            if not isinstance(state.get(key, {}), Mapping):
+                raise TypeError(
+                    f"the state of parameter {key!r} must be a dict, got "
+                    f"{type(state[key]).__name__}"
+                )
+    _check_depth(state_dict)
+    return list(groups)
+
+
+def listed(names: Iterable[Any]) -> str:
+    """The first few of many names."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _check_depth(value: Any) -> None:
+    """Raises where containers are nested so deeply that a copy would exhaust the stack."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner = [v.values() if isinstance(v, Mapping) else v for v in level]
+        held = (v for each in inner for v in each if isinstance(v, (Mapping, list, tuple)))
+        level = list({id(v): v for v in held}.values())
+        if not level:
+            return
+    raise ValueError(
+        f"the state dict has an entry of more than {MAX_DEPTH} containers within each other; take "
+        "it out"
+    )
 
 
 def match(
@@ -64,13 +131,7 @@ def check(optimizer: FusedOptimizer, state_dict: dict[str, Any]) -> list[Whose]:
         TypeError, ValueError: says what is missing, of another size or no value of a state, and
             what to load instead.
     """
-    for key in ("state", "param_groups"):
-        if key not in state_dict:
-            raise ValueError(
-                f"the state dict lacks {key!r} (it has {', '.join(map(repr, state_dict))}); "
-                "load what an optimizer's state_dict() returned"
-            )
-    saved_groups = state_dict["param_groups"]
+    saved_groups = check_structure(state_dict)
     sizes = [len(group["params"]) for group in optimizer.param_groups]
     saved_sizes = [len(group["params"]) for group in saved_groups]
     if sizes != saved_sizes:

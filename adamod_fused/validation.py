@@ -49,6 +49,8 @@ def check_range(name: str, value: Any, low: float, high: float = math.inf) -> No
 
 def shown(value: Any) -> str:
     """How errors show a value: as Python does, if that can be done and is not too long."""
+    if isinstance(value, Tensor) and value.numel() != 1:  # whose memory may be freed
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply, or of too many digits
@@ -282,7 +284,7 @@ def check_states(
     ):
         raise TypeError(
             f"step of {who} must be a 0-dim float32 tensor on the CPU or on the parameter's "
-            f"device, got {step!r}"
+            f"device, got {shown(step)}"
         )
     check_values(param, step, f"step of {who}")
 
@@ -299,7 +301,7 @@ def check_state_entries(
     States are of floating point or of ``dtype``.
     """
     if not isinstance(states, dict):
-        raise TypeError(f"the state of {who} must be a dict, got {states!r}")
+        raise TypeError(f"the state of {who} must be a dict, got {shown(states)}")
     missing = [name for name in ("step", *names) if name not in states]
     if missing:
         raise ValueError(
@@ -309,7 +311,7 @@ def check_state_entries(
         )
     for name in names:
         if not isinstance(states[name], Tensor):
-            raise TypeError(f"{name} of {who} must be a tensor, got {states[name]!r}")
+            raise TypeError(f"{name} of {who} must be a tensor, got {shown(states[name])}")
         if states[name].shape != param.shape:
             raise ValueError(
                 f"{name} of {who} has shape {tuple(states[name].shape)}, the parameter "
@@ -336,3 +338,5 @@ def check_state_entries(
         check_memory(step, f"step of {who}")
     if is_known:  # else it has no value, or one that would be waited for
         check_range(f"step of {who}", step, 0.0, MAX_STEP + 1)
+        if not float(step).is_integer():
+            raise ValueError(f"step of {who} must be a whole number, got {shown(step)}")

@@ -71,6 +71,19 @@ def group(name: str, value: object) -> Callable[[StateDict], StateDict]:
     return change(("param_groups", 1, name), value)
 
 
+def nested(depth: int) -> list[Any]:
+    made: list[Any] = []
+    for _ in range(depth):
+        made = [made]
+    return made
+
+
+def freed(numel: int) -> torch.Tensor:
+    tensor = torch.ones(numel)
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
 LAST = ("state", 4)  # the last of all states: everything before it must not have been loaded
 NOT_LOADABLE = [
     ("torch.optim.Adam's", of_adam, ValueError, r"group 0 .*lacks beta3, variant.*AdaMod"),
@@ -124,6 +137,28 @@ NOT_LOADABLE = [
     ("step below 0", change((*LAST, "step"), -1), ValueError, r"step of parameter 2 .* got -1"),
     ("step nan", change((*LAST, "step"), torch.tensor(torch.nan)), ValueError, r"step .*\(nan\)"),
     ("step too large", change((*LAST, "step"), 1e30), ValueError, r"step of .* got 1e\+30"),
+    ("half a step", change((*LAST, "step"), 0.5), ValueError, r"step of .* whole number, got 0\.5"),
+    ("no dict of states", change(("state",), -1), TypeError, "a dict as 'state' .* got int and"),
+    ("no list of groups", change(("param_groups",), 7), TypeError, "got dict and int"),
+    (
+        "no dict of a group",
+        change(("param_groups", 1), 7),
+        ValueError,
+        "group 1 .* no list 'params'",
+    ),
+    (
+        "no dict of a state",
+        change(LAST, torch.ones(2)),
+        TypeError,
+        "state of parameter 4 must be a",
+    ),
+    ("no params", group("params", KeyError), ValueError, "group 1 .* has no list 'params'"),
+    ("a list as a param", group("params", [2, [], 4]), TypeError, "group 1 .* lists a list"),
+    ("a param twice", group("params", [2, 2, 4]), ValueError, "lists parameter 2 twice"),
+    ("nested too deeply", group("new", nested(5000)), ValueError, "more than 100 containers"),
+    ("lr nested too deeply", group("lr", nested(900)), ValueError, "more than 100 containers"),
+    ("lr too large", group("lr", 10**400), ValueError, "lr must be finite and >= 0"),
+    ("lr without memory", group("lr", freed(2)), TypeError, r"lr must be a number, got a torch\.f"),
     ("steps", change((*LAST, "step"), torch.ones(2)), TypeError, "step of .* must be a number"),
     ("half a step", change((*LAST, "step"), 1.5), ValueError, "step of .* whole number, got 1.5"),
     *(

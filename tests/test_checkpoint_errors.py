@@ -81,7 +81,7 @@ FOREIGN: dict[str, tuple[Callable[[], Any], str, str]] = {
         "authors",
         "has state for 1, which no param group lists: groups are missing",
     ),
-    "a parameter twice": (lambda: foreign.adam(params=[0, 0]), "torch", "lists a parameter twice"),
+    "a parameter twice": (lambda: foreign.adam(params=[0, 0]), "torch", "lists parameter 0 twice"),
     "RAdam": (radam, "torch", "param group 0 lacks amsgrad .*no state dict of torch's Adam"),
     "Adam as the authors'": (foreign.adam, "authors", "param group 0 lacks beta3 .*; name the"),
     "the authors' as Adam": (foreign.authors, "torch", "lacks amsgrad .*; name the optimizer"),

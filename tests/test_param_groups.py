@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from helpers import (
@@ -162,3 +166,17 @@ def test_a_groups_parameters_may_stand_in_a_tuple(backend: str) -> None:
         set_random_grads(params, step)
         optimizer.step()
     assert all(optimizer.state[param]["step"] == 2 for param in params)
+
+
+def test_numbers_of_any_kind_step_as_floats(backend: str) -> None:
+    params = [random_params((3,), seed=1)[0] for _ in range(2)]
+    exact = {"lr": 0.5, "eps": 0.25, "beta3": 0.75, "betas": (0.5, 0.25)}
+    odd = {"lr": np.float32(0.5), "eps": Fraction(1, 4), "beta3": np.float16(0.75)}
+    odd["betas"] = (Decimal("0.5"), Fraction(1, 4))
+    optimizers = [
+        AdaMod([param], **given, backend=backend)
+        for param, given in zip(params, (exact, odd), strict=True)
+    ]
+    for optimizer in optimizers:
+        train(optimizer, range(2))
+    assert_same_training(*optimizers)

@@ -6,16 +6,17 @@ pytorch_optimizer 2.12, 3.3 and 4.1, and torch_optimizer 0.3.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import formats, value_checks
+from .. import formats, state_dicts, value_checks
 from ..hyperparameters import plain_numbers
 from ..reference import COMPUTE_DTYPES, AdaMod
-from ..validation import MAX_STEP, check_range, label
+from ..state_dicts import listed
+from ..validation import MAX_STEP, check_range, label, shown
 
 Group = dict[str, Any]
 
@@ -103,7 +104,7 @@ def _pytorch_optimizer_decay(group: Group) -> str | None:
 
 def _pytorch_optimizer_refused(group: Group) -> str | None:
     if not isinstance(group["betas"], (tuple, list)) or len(group["betas"]) != 3:
-        return f"has betas={group['betas']!r}, where pytorch_optimizer's AdaMod has three"
+        return f"has betas={shown(group['betas'])}, where pytorch_optimizer's AdaMod has three"
     if group.get("adam_debias"):
         return (
             "has adam_debias=True, a rule that AdaMod does not have; to go on without it, set its "
@@ -168,41 +169,18 @@ SOURCES = {
 }
 
 
-def listed(names: Iterable[Any]) -> str:
-    """Names for an error message, the first few of many."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-
-
 def check_structure(state_dict: Any) -> list[Group]:
     """The param groups of what is an optimizer's state dict, or a ValueError or TypeError."""
-    if not isinstance(state_dict, Mapping):
-        raise TypeError(f"a state dict is a dict, got {type(state_dict).__name__}")
-    for key in ("state", "param_groups"):
-        if key not in state_dict:
-            raise ValueError(
-                f"the state dict lacks {key!r} (it has {listed(state_dict) or 'nothing'}); give "
-                "what an optimizer's state_dict() returned, in many files checkpoint['optimizer']"
-            )
-    state, groups = state_dict["state"], state_dict["param_groups"]
-    if not isinstance(state, Mapping) or not isinstance(groups, (list, tuple)):
-        raise TypeError(
-            "the state dict must hold a dict as 'state' and a list as 'param_groups', got "
-            f"{type(state).__name__} and {type(groups).__name__}"
-        )
-    for index, group in enumerate(groups):
-        if not isinstance(group, Mapping) or not isinstance(group.get("params"), (list, tuple)):
-            raise ValueError(f"param group {index} of the state dict has no list 'params'")
+    groups = state_dicts.check_structure(state_dict)
+    state = state_dict["state"]
     keys = [key for group in groups for key in group["params"]]
-    if len(set(keys)) != len(keys):
-        raise ValueError("the state dict lists a parameter twice; each belongs to one param group")
     stray = state.keys() - set(keys)
     if stray:
         raise ValueError(
             f"the state dict has state for {listed(sorted(stray, key=str))}, which no param group "
             "lists: groups are missing; take the whole state dict"
         )
-    return list(groups)
+    return groups
 
 
 def check_groups(groups: list[Group], form: Format) -> None:
@@ -278,7 +256,7 @@ def _read_state(
             or tensor.layout is not torch.strided
         ):
             what = (
-                f"{tensor.dtype}, {tensor.layout}" if isinstance(tensor, Tensor) else repr(tensor)
+                f"{tensor.dtype}, {tensor.layout}" if isinstance(tensor, Tensor) else shown(tensor)
             )
             raise TypeError(
                 f"{name} of {who} must be a strided tensor of "

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from .. import value_checks
 from ..adamod import AdaMod
-from ..coded_states import in_formats, to_values
+from ..coded_states import check_remainder, in_formats, to_values
 from ..dtensor import local
 from ..formats import DEFAULTS, EXPONENTS, REMAINDER, Formats, check
 from ..layout import dense_strides
-from ..validation import label
+from ..validation import check_state_entries, label
 from .formats import ADAMOD, check_groups, check_structure
 
 
@@ -91,6 +91,8 @@ def _checked(
                     )
                 if "step" not in saved:
                     raise ValueError(f"the state of {who} lacks step; give a whole state dict")
+                check_state_entries(states[0], dict(saved), AdaMod.rule.states, who)
+                check_remainder(states[0], dict(saved), who)
                 named.append((who, saved))
     return named
 

@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from ..hyperparameters import plain_numbers
-from .formats import check_structure, listed
+from ..state_dicts import listed
+from ..validation import shown
+from .formats import check_structure
 
 _FORMAT = "adamod_fused.checkpoint 1"
 
@@ -49,8 +51,8 @@ def to_tensors(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[s
         for name, value in state_dict["state"].get(key, {}).items():
             if not isinstance(value, Tensor):
                 raise TypeError(
-                    f"{name} of parameter {key} must be a tensor, got {value!r}; load the state "
-                    "dict into an AdaMod first and take its own"
+                    f"{name} of parameter {key} must be a tensor, got {shown(value)}; load the "
+                    "state dict into an AdaMod first and take its own"
                 )
             tensors[f"{key}.{name}"] = value.detach().contiguous().resolve_neg()
     for index, group in enumerate(groups):
