@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import UserList
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -31,8 +32,27 @@ def nested() -> list[Any]:
     return value
 
 
+class ListConfig(Sequence[float]):
+    """As OmegaConf's: a sequence that is no list and no tuple, and equals a list of its values."""
+
+    def __init__(self, *values: float) -> None:
+        self._values = values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, index: Any) -> Any:
+        return ListConfig(*self._values[index]) if type(index) is slice else self._values[index]
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 SEQUENCES = [
     [0.5, 0.75],
+    ListConfig(0.5, 0.75),
     UserList([0.5, 0.75]),
     np.array([0.5, 0.75]),
     np.array([0.5, 0.75], dtype=np.float32),
@@ -57,12 +77,6 @@ def test_betas_are_any_sequence_and_kept_as_a_tuple(
     train(optimizer, range(2, 3))
     train(expected, range(2, 3))
     assert_same_training(optimizer, expected)
-
-
-def test_betas_of_omegaconf() -> None:
-    omegaconf = pytest.importorskip("omegaconf")
-    betas = omegaconf.OmegaConf.create({"betas": [0.5, 0.75]}).betas
-    assert trained(betas=betas).param_groups[0]["betas"] == (0.5, 0.75)
 
 
 def test_betas_that_come_from_json_are_a_tuple_again() -> None:
