@@ -49,6 +49,8 @@ class EditableStates(Optimizer):
             ValueError: the optimizer does not have ``param``, or no state for it; when the block
                 ends: an entry is missing, unknown or of another shape, a state that is never
                 negative is, ``step`` is no whole number.
+            RuntimeError: when the block ends: a step, a load or another edit has changed the states
+                since it began.
             TypeError: an entry is no tensor of the right kind.
 
         Example:
@@ -69,8 +71,15 @@ class EditableStates(Optimizer):
         coded_states.check(param, entries, self.rule.states, who)
         values = _values(self.rule, param, entries, who)
         names = list(values)
+        before = _versions(entries)
         yield values
         with torch.no_grad(), self._exclusion.of("the end of state_values()"):
+            if self.state.get(param) is not entries or _versions(entries) != before:
+                raise RuntimeError(
+                    f"the states of {who} changed within the block of state_values(), which would "
+                    "write back those of before; let the block end before a step, a load or "
+                    "another edit"
+                )
             _check(self.rule, param, values, names, who)
             first = self.rule.states[0]
             stored, layout = _formats(entries, first), local(entries[first]).stride()
@@ -164,6 +173,15 @@ def _formats(entries: Entries, first: str) -> Formats:
     if formats.EXPONENTS in entries:
         (state,) = (n for n, size in STATE_FORMATS.items() if size == entries[first].dtype.itemsize)
     return Formats(state, "split" if REMAINDER in entries else "plain")
+
+
+def _versions(entries: Entries) -> Entries:
+    """What the entries are and how often each was written; inference tensors do not count that."""
+    tensors = {name: local(value) for name, value in entries.items() if isinstance(value, Tensor)}
+    return {
+        name: (id(entries[name]), None if tensor.is_inference() else tensor._version)
+        for name, tensor in tensors.items()
+    }
 
 
 @torch.no_grad()

@@ -165,6 +165,37 @@ def test_a_bad_edit_changes_nothing(
     before.assert_unchanged()
 
 
+def edit_again(optimizer: AdaMod) -> None:
+    with optimizer.state_values(params_of(optimizer)[0]) as states:
+        states["exp_avg"].fill_(0.5)
+
+
+CHANGES_WITHIN = {
+    "a step": lambda optimizer: train(optimizer, range(2, 3)),
+    "a load": lambda optimizer: optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict())),
+    "another edit": edit_again,
+}
+
+
+@pytest.mark.parametrize("name", CHANGES_WITHIN)
+@pytest.mark.parametrize("state_format", STATE_FORMATS)
+def test_an_edit_does_not_undo_what_changed_within_its_block(
+    state_format: str, name: str, backend: str
+) -> None:
+    optimizer = stepped(state_format, backend=backend)
+    after = []
+
+    def attempt() -> None:
+        with optimizer.state_values(params_of(optimizer)[0]) as states:
+            states["exp_avg_sq"].zero_()
+            CHANGES_WITHIN[name](optimizer)
+            after.append(Snapshot(optimizer))
+
+    with pytest.raises(RuntimeError, match="states of parameter 0 of group 0 changed within"):
+        attempt()
+    after[0].assert_unchanged()
+
+
 def test_parameters_without_values() -> None:
     optimizer = AdaMod(random_params((3,)), **OPTIONS)
     for param, message in (
