@@ -71,13 +71,25 @@ def state_dtype(param: Tensor, formats: Formats) -> torch.dtype:
     return codes.CODE_DTYPES[STATE_FORMATS[formats.state]]
 
 
-def check(param: Tensor, entries: Entries, names: Sequence[str], who: str) -> None:
-    """Raises where a parameter's states are not what a step or ``load_state_dict`` made."""
+def check(
+    param: Tensor,
+    entries: Entries,
+    names: Sequence[str],
+    who: str,
+    stored: Formats | None = None,
+) -> None:
+    """Raises where a parameter's states are not what a step or ``load_state_dict`` made.
+
+    Where the next step codes them, which is what ``stored`` tells, they may also be values as a
+    state dict has them: ``ZeroRedundancyOptimizer`` puts those into ``state`` itself.
+    """
     coded = are_coded(entries, names, who)
-    dtype = COMPUTE_DTYPES[param.dtype]
+    dtypes = [COMPUTE_DTYPES[param.dtype]]
     if coded and names[0] in entries:
-        dtype = entries[names[0]].dtype
-    validation.check_states(param, entries, names, dtype, who)
+        dtypes = [entries[names[0]].dtype]
+    elif stored is not None and stored.codes_states:
+        dtypes.append(coding.VALUE_DTYPES[state_dtype(param, stored)])
+    validation.check_states(param, entries, names, dtypes, who)
     check_remainder(param, entries, who, (torch.int16,))
     if REMAINDER in entries:
         validation.check_state_device(param, entries[REMAINDER], f"{REMAINDER} of {who}")

@@ -127,9 +127,10 @@ class Plan:
         """Checks a parameter and chooses its backend."""
         if self._grad_of(param) is None and not state.get(param):
             return Member(param, group_index, label, DORMANT)
-        self._check(param, label, state)
-        shard = local(param)
+        validation.check_param(param, label)
         stored = formats.formats_of(param, group, label)
+        self._check(param, label, state, stored)
+        shard = local(param)
         layout = dense_strides(shard)
         number = BY_REFERENCE
         backend = None
@@ -165,9 +166,9 @@ class Plan:
             self._chosen[kind] = choose(name, param, fused=fused)
         return self._chosen[kind]
 
-    def _check(self, param: Tensor, label: str, state: State) -> None:
-        # Reading `optimizer.state[param]` leaves an empty entry behind.
-        states.check(self._rule, param, self._grad_of(param), state.get(param) or None, label)
+    def _check(self, param: Tensor, label: str, state: State, stored: formats.Formats) -> None:
+        entries = state.get(param) or None  # reading `state[param]` leaves an empty one behind
+        states.check(self._rule, param, self._grad_of(param), entries, label, stored)
 
     def _written(self, state: State) -> Iterator[tuple[Tensor, str]]:
         """The tensors that a step writes and that exist already, and their names."""
@@ -264,7 +265,7 @@ class Plan:
                 continue
             if not state.get(param) or not self._is_as_planned(member):
                 return False
-            self._check(param, member.label, state)
+            self._check(param, member.label, state, member.formats)
             if not states.fit(self._rule, member, state[param]):
                 return False
             self._due_by_reference.append(ReferenceStep(member, grad, state[param]))

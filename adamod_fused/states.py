@@ -10,13 +10,18 @@ from torch import Tensor
 from . import coded_states, fake, validation
 from .coded_states import in_formats, new_exponents, state_dtype
 from .dtensor import local, wrapped
-from .formats import EXPONENTS, REMAINDER
+from .formats import EXPONENTS, REMAINDER, Formats
 from .layout import laid_out
 from .members import Batch, Member
 
 
 def check(
-    rule: Any, param: Tensor, grad: Tensor | None, entries: dict[str, Any] | None, who: str
+    rule: Any,
+    param: Tensor,
+    grad: Tensor | None,
+    entries: dict[str, Any] | None,
+    who: str,
+    stored: Formats,
 ) -> None:
     """Raises where a parameter cannot be stepped with its gradient and its entries, if any."""
     validation.check_param(param, who)
@@ -26,7 +31,7 @@ def check(
         fake.check_mode(param, who)
     if entries is None:
         return
-    coded_states.check(param, entries, rule.states, who)
+    coded_states.check(param, entries, rule.states, who, stored)
     if grad is not None:
         for name, tensor in coded_states.written(entries, rule.states):
             validation.check_writable(tensor, f"{name} of {who}")

@@ -257,20 +257,24 @@ def check_state_device(param: Tensor, state: Tensor, who: str) -> None:
 
 
 def check_states(
-    param: Tensor, states: dict[str, Any], names: Sequence[str], dtype: torch.dtype, who: str
+    param: Tensor,
+    states: dict[str, Any],
+    names: Sequence[str],
+    dtypes: Sequence[torch.dtype],
+    who: str,
 ) -> None:
     """Raises where a parameter's states are not those that a step left or load_state_dict made.
 
-    ``dtype`` is what they are to have.
+    ``dtypes`` are those that they may have, first the one that a step leaves.
     """
-    check_state_entries(param, states, names, who, dtype)
+    check_state_entries(param, states, names, who, dtypes[0])
     for name in names:
         state = states[name]
         check_state_device(param, state, f"{name} of {who}")
-        if state.dtype != dtype or state.layout is not torch.strided:
+        if state.dtype not in dtypes or state.layout is not torch.strided:
             raise TypeError(
                 f"{name} of {who} has dtype {state.dtype} and layout {state.layout}; a parameter "
-                f"of dtype {param.dtype} has strided {dtype} states"
+                f"of dtype {param.dtype} has strided {dtypes[0]} states"
             )
         check_values(param, state, f"{name} of {who}")
         check_memory(state, f"{name} of {who}")

@@ -156,6 +156,23 @@ def test_resumed_training_equals_uninterrupted_training(formats, way, backend: s
     assert_same_training(resumed, whole)
 
 
+@pytest.mark.parametrize("formats", FORMATS, ids=str)
+def test_values_of_a_state_dict_are_put_into_the_state(
+    formats: tuple[str, str], backend: str
+) -> None:
+    """As ZeroRedundancyOptimizer loads."""
+    whole, resumed = make(formats, backend), make(formats, backend, start=9)
+    train(whole, range(2))
+    saved = copy.deepcopy(whole.state_dict())
+    train(resumed, range(1))  # it has a plan
+    for i, (param, twin) in enumerate(zip(params_of(resumed), params_of(whole), strict=True)):
+        param.data.copy_(twin.data)
+        resumed.state[param] = saved["state"][i]
+    train(resumed, range(2, 4))
+    train(whole, range(2, 4))
+    assert_same_training(resumed, whole)
+
+
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
 @pytest.mark.parametrize("formats", FORMATS, ids=str)
 def test_copies_keep_codes(formats: tuple[str, str], way) -> None:

@@ -111,16 +111,9 @@ def test_a_parameter_listed_twice_is_an_error(backend: str) -> None:
 
 
 @pytest.mark.parametrize("weight_format", ["split", "stochastic"])
-@pytest.mark.parametrize(
-    ("dtype", "error", "message"),
-    [
-        (torch.float16, ValueError, r"keeps float32 weights in bfloat16 .* is torch\.float16"),
-        (torch.float32, ValueError, r"keeps float32 weights in bfloat16 .* is torch\.float32"),
-        (torch.float64, TypeError, r"exp_avg of .*float32 .* of dtype torch\.float64 has"),
-    ],
-)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_weights_in_a_format_of_bfloat16_stay_bfloat16(
-    dtype: torch.dtype, error: type[Exception], message: str, weight_format: str, backend: str
+    dtype: torch.dtype, weight_format: str, backend: str
 ) -> None:
     (param,) = random_params((6,), dtype=torch.bfloat16)
     optimizer = AdaMod([param], **OPTIONS, backend=backend, weight_format=weight_format)
@@ -128,7 +121,8 @@ def test_weights_in_a_format_of_bfloat16_stay_bfloat16(
     param.data = param.data.to(dtype)
     param.grad = torch.ones(6, dtype=dtype)
     before = Snapshot(optimizer)
-    with pytest.raises(error, match=message):
+    message = rf"keeps float32 weights in bfloat16 parameters, .* is {dtype}"
+    with pytest.raises(ValueError, match=message):
         optimizer.step()
     before.assert_unchanged()
 
