@@ -97,7 +97,7 @@ def _step_anew(
             raise ValueError(f"{name} has {len(tensors)} tensors, params {len(params)}")
         for i, tensor in enumerate(tensors):
             if not isinstance(tensor, Tensor):
-                raise TypeError(f"{name}[{i}] must be a tensor, got {tensor!r}")
+                raise TypeError(f"{name}[{i}] must be a tensor, got {validation.shown(tensor)}")
     grad_of = dict(zip(params, grads, strict=True))
     if len(grad_of) != len(params):
         raise ValueError("params holds a tensor twice; give each tensor once")

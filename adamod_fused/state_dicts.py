@@ -31,7 +31,7 @@ def check_structure(state_dict: Any) -> list[dict[str, Any]]:
     """The param groups of what is an optimizer's state dict.
 
     Raises:
-        TypeError, ValueError: it is none, or lists a parameter twice.
+        TypeError, ValueError: it is none, lists a parameter twice or has text for its number.
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"a state dict is a dict, got {type(state_dict).__name__}")
@@ -47,7 +47,7 @@ def check_structure(state_dict: Any) -> list[dict[str, Any]]:
             "the state dict must hold a dict as 'state' and a list as 'param_groups', got "
             f"{type(state).__name__} and {type(groups).__name__}"
         )
-    seen = set()
+    seen: set[int | str] = set()
     for index, group in enumerate(groups):
         if not isinstance(group, Mapping) or not isinstance(group.get("params"), (list, tuple)):
             raise ValueError(f"param group {index} of the state dict has no list 'params'")
@@ -67,6 +67,13 @@ def check_structure(state_dict: Any) -> list[dict[str, Any]]:
                     f"the state of parameter {key!r} must be a dict, got "
                     f"{type(state[key]).__name__}"
                 )
+    texts = (key for key in state if isinstance(key, str) and key not in seen)
+    text = next((key for key in texts if key.isdecimal() and int(key) in seen), None)
+    if text is not None:
+        raise ValueError(
+            f"the state dict has the state of parameter {int(text)} under the text {text!r}, as "
+            "JSON makes of keys, where it would be ignored; make numbers of them with int()"
+        )
     _check_depth(state_dict)
     return list(groups)
 

@@ -115,6 +115,18 @@ NOT_LOADABLE = [
         )
         for name in STATES
     ),
+    (
+        "a long list",
+        change((*LAST, "exp_avg"), [0.0] * 1000),
+        TypeError,
+        r"exp_avg of .* must be a tensor, got \[0.0, .{190,200}\.\.\.$",
+    ),
+    (
+        "keys of JSON",
+        lambda saved: {**saved, "state": {str(key): of for key, of in saved["state"].items()}},
+        ValueError,
+        r"the state of parameter \d+ under the text '\d+'.*with int\(\)",
+    ),
     ("number", change((*LAST, "exp_avg"), 0.0), TypeError, "exp_avg of .* must be a tensor, got 0"),
     (
         "sparse",
