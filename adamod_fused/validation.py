@@ -342,5 +342,3 @@ def check_state_entries(
         check_memory(step, f"step of {who}")
     if is_known:  # else it has no value, or one that would be waited for
         check_range(f"step of {who}", step, 0.0, MAX_STEP + 1)
-        if not float(step).is_integer():
-            raise ValueError(f"step of {who} must be a whole number, got {shown(step)}")

@@ -379,3 +379,17 @@ def test_state_dicts_are_converted(state_format: str) -> None:
     adamw = checkpoint.export(coded)
     assert "state_format" not in adamw["param_groups"][0]
     assert_same_bits(adamw["state"][0]["exp_avg"], back["state"][0]["exp_avg"])
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_parameter_that_misses_the_first_step_in_a_new_format_is_converted_in_the_next(
+    backend: str,
+) -> None:
+    first, second = random_params((3,), (3,), dtype=torch.bfloat16)
+    optimizer = AdaMod([first, second], weight_format="split", backend=backend)
+    train(optimizer, range(1))
+    optimizer.param_groups[0]["weight_format"] = "plain"
+    second.grad = None
+    optimizer.step()
+    train(optimizer, range(1))
+    assert "param_remainder" not in optimizer.state[second]

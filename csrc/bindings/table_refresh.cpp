@@ -125,8 +125,18 @@ bool Table::gather_entries(Param& param) {
     if (value == nullptr) return false;
     param.held[found + 1] = py::reinterpret_borrow<py::object>(value);
   }
-  if (param.coding >= 0) {
-    if (!gather_coded(param, codings_[static_cast<std::size_t>(param.coding)])) return false;
+  Coding* const coding =
+      param.coding >= 0 ? &codings_[static_cast<std::size_t>(param.coding)] : nullptr;
+  if (coding != nullptr && !gather_coded(param, *coding)) return false;
+  if (PyDict_Size(state) > static_cast<Py_ssize_t>(entry_names_.size())) {
+    // What a format keeps that the param group no longer names is converted before the step.
+    const auto stale = [&](bool is_wanted, const py::object& key) {
+      return !is_wanted && PyDict_Contains(state, key.ptr()) == 1;
+    };
+    if (stale(coding != nullptr && coding->has_exponents, exponents_key_) ||
+        stale(coding != nullptr && coding->has_remainders, remainders_key_)) {
+      return false;
+    }
   }
   param.state = py::object();
   return true;
