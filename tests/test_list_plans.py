@@ -466,6 +466,7 @@ def test_a_forked_process_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert statuses == [0]
 
 
+@pytest.mark.usefixtures("nothing_compiled")  # or dynamo may have compiled too often
 def test_a_step_that_is_compiled_plans_once(made: list[int]) -> None:
     optimizer = AdaMod(random_params(*SHAPES), **OPTIONS, backend="cpu")
     for param in optimizer.param_groups[0]["params"]:
