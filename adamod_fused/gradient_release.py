@@ -73,9 +73,14 @@ class GradientRelease:
                     raise RuntimeError(
                         f"{validation.label(index, i, group)} has another gradient after "
                         "backward stepped it, and release_gradients() steps it once for each "
-                        "step(); call step() after each backward pass, use checkpoint(..., "
-                        "use_reentrant=False), whose segments share one, or remove() the handle"
+                        "step(); call step() after each backward pass, and zero_grad() and step() "
+                        "after one that failed, use checkpoint(..., use_reentrant=False), whose "
+                        "segments share one, or remove() the handle"
                     )
+
+    def forget(self) -> None:
+        """Starts anew, with what was loaded: what backward has stepped before counts no more."""
+        self._stepped.clear()
 
     def finish(self, optimizer: FusedOptimizer) -> None:
         """Ends what the backward pass began, after ``step()`` has stepped the rest."""

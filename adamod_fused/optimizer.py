@@ -205,7 +205,7 @@ class FusedOptimizer(EditableStates):
         if clip is not None and not plan.has_fingerprint(clip.fingerprint):
             raise RuntimeError(
                 "gradients changed after clip_grad_norm_(); call it right before step(), after "
-                "the last backward pass"
+                "the last backward pass; optimizer.zero_grad() drops a clip that no step used"
             )
         look = self._tracker.look(self.param_groups, hyperparameters)
         plan.run(hyperparameters, control(grad_scale, found_inf, clip), look)
@@ -428,6 +428,8 @@ class FusedOptimizer(EditableStates):
             raise TypeError(f"a state dict is a dict, got {type(state_dict).__name__}")
         with self._exclusion.of("load_state_dict()"), state_dicts.loading(self):
             super().load_state_dict(state_dict)
+            if self._release is not None:
+                self._release.forget()
 
     def state_dict(self) -> dict[str, Any]:
         """As every optimizer's, of values: codes are decoded, exactly, into tensors of their own.

@@ -147,7 +147,7 @@ def test_gradients_that_change_after_the_clip(change: str, any_backend: str) -> 
     else:
         params[0].grad = late
     before = Snapshot(optimizer)
-    with pytest.raises(RuntimeError, match="gradients changed after clip_grad_norm_"):
+    with pytest.raises(RuntimeError, match=r"gradients changed after clip_grad_norm_.*zero_grad"):
         optimizer.step()
     before.assert_unchanged()
     optimizer.clip_grad_norm_(0.1)  # as the message says

@@ -250,6 +250,43 @@ def test_a_gradient_after_the_backward_that_stepped_it() -> None:
     assert {int(entry["step"]) for entry in optimizer.state.values()} == {1}
 
 
+@pytest.mark.parametrize("way", ["load", "step"])
+def test_training_goes_on_after_a_backward_pass_that_failed(way: str) -> None:
+    (model, optimizer), (twin_model, twin) = make_pair("cpu")
+    release_gradients(model, optimizer, batch_numel=1)
+    for each, other in ((model, optimizer), (twin_model, twin)):
+        backward(each, 0)
+        other.step()
+        other.zero_grad()
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+
+    def interrupt(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    model[0].weight.register_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        backward(model, 1)  # has stepped the last layers by then
+    model[0].weight._backward_hooks.clear()
+    optimizer.zero_grad()
+    if way == "load":
+        model.load_state_dict(saved[0])
+        optimizer.load_state_dict(saved[1])
+    else:
+        with pytest.raises(RuntimeError, match=r"zero_grad\(\) and step\(\) after one that failed"):
+            backward(model, 1)
+        optimizer.zero_grad()
+        optimizer.step()
+    backward(model, 1)
+    optimizer.step()
+    backward(twin_model, 1)
+    twin.step()
+    if way == "load":
+        assert_same_training(optimizer, twin)
+    else:
+        counts = [int(optimizer.state[param]["step"]) for param in params_of(optimizer)]
+        assert (counts[0], counts[-1]) == (2, 3)
+
+
 @pytest.mark.parametrize("keep_handle", [True, False])
 def test_model_and_optimizer_are_collected(keep_handle: bool) -> None:
     (model, optimizer), _ = make_pair("cpu")
