@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -22,9 +23,11 @@ from .backends.extension import in_float_environment
 from .bound_stats import Look
 from .codes import key_of
 from .control import Control
-from .dtensor import dtensor_type, first_index, local, redistributed, sharding_fields
-from .hyperparameters import DeviceNumber, on_host
-from .layout import dense_strides, laid_out
+from .dtensor import dtensor_type, first_index, local, sharding_fields
+from .hyperparameters import on_host
+from .interrupts import deferred
+from .kernels import Kernels
+from .layout import dense_strides
 from .members import BY_REFERENCE, DORMANT, Batch, Member, ReferenceStep
 
 Groups = Sequence[dict[str, Any]]
@@ -107,11 +110,6 @@ class Plan:
         self._due_by_reference: list[ReferenceStep] = []
         self._addresses: list[Any] = []  # of the last step's of them
         self._parts: list[norm.Part] | None = None
-        self._groups_on_host = {
-            member.group
-            for member in self._members
-            if member.batch >= 0 and not self._batches[member.batch].counts_on_device
-        }
         for member in self._members:
             if grad_of(member.param) is not None:
                 batch = self._batches[member.batch] if member.batch >= 0 else None
@@ -120,6 +118,9 @@ class Plan:
                 if complete is not entries:
                     state[member.param] = complete
         self._table: Any = self._make_table(state, fast) if self._batches else None
+        self._kernels: Kernels | None = None
+        if self._table is not None:
+            self._kernels = Kernels(rule, self._table, self._batches, self._members)
 
     def _admit(
         self, param: Tensor, group_index: int, label: str, group: dict[str, Any], state: State
@@ -294,11 +295,16 @@ class Plan:
             look: what is to be seen of the step.
         """
         self._check_capture()
+        staged = [] if self._table is None else self._table.staged()
+        in_python = staged or self._due_by_reference
+        if self._kernels is not None:
+            in_python = in_python or not self._kernels.is_uninterrupted
         try:
-            if self._table is not None:
-                self._run_kernels(hyperparameters, control, look)
-            if self._due_by_reference:
-                self._run_reference(hyperparameters, control, look)
+            with deferred() if in_python else nullcontext():
+                if self._kernels is not None:
+                    self._kernels.run(staged, hyperparameters, control, look)
+                if self._due_by_reference:
+                    self._run_reference(hyperparameters, control, look)
         except BaseException:
             self._let_go()
             raise
@@ -319,74 +325,6 @@ class Plan:
                 "optimizer with capturable=True and give it parameters that a kernel on the GPU "
                 "serves"
             )
-
-    def _run_kernels(
-        self, hyperparameters: Sequence[dict[str, Any]], control: Control | None, look: Look | None
-    ) -> None:
-        table, name = self._table, self._rule.name
-        groups = [self._rule.hyperparameters(**values) for values in hyperparameters]
-        if table.num_scalars:
-            known = self._groups_on_host
-            numbers = [on_host(g) if i in known else None for i, g in enumerate(groups)]
-            table.prepare(name, numbers)
-        staged = [self._stage(index) for index in table.staged()]
-        held: list[Tensor] = []  # for the launches, which read them
-        skipped = False
-        for index, batch in enumerate(self._batches):
-            backend, device, dtype, counts_on_device, _ = batch
-            values = control.values.to(device) if control is not None else None
-            if counts_on_device:
-                held += self._set_groups(index, device, groups)
-            elif control is not None and control.may_skip and control.values[1] != 0:
-                skipped = True  # what the host counts only the host can leave as it is
-                continue
-            if table.batch(index).num_chunks or (counts_on_device and table.batch(index).num_rows):
-                observed = None
-                if look is not None:
-                    rows, ordinals = table.batch(index).rows, table.row_params(index)
-                    observed = look.room(rows, backend.chunk_size, ordinals, device)
-                backend.run(name, table, index, device, dtype, values, observed)
-            table.advance(index)
-            for number, shard, copy, _ in staged:
-                if number == index and copy is not shard:
-                    shard.detach().copy_(copy)
-        if skipped:
-            table.clear()  # lets go of the gradients
-
-    @torch.no_grad()
-    def _stage(self, index: int) -> tuple[int, Tensor, Tensor, Tensor]:
-        """Puts a parameter or gradient that does not lie as the states do through a copy.
-
-        So are DTensors' gradients that other placements have cut, redistributed on the way.
-        """
-        member, param, given = (
-            self._members[index],
-            self._table.param(index),
-            self._table.grad(index),
-        )
-        validation.check_grad(param, given, member.label)
-        redone = redistributed(given, param)
-        validation.check_grad(param, redone, member.label)
-        validation.check_sharding(param, redone, f"the gradient of {member.label}")
-        shard = local(param)
-        copy, grad = laid_out(shard, member.layout), laid_out(local(redone), member.layout)
-        self._table.stage(index, copy.data_ptr(), grad.data_ptr())
-        return member.batch, shard, copy, grad
-
-    def _set_groups(
-        self, index: int, device: torch.device, groups: Sequence[tuple[Any, ...]]
-    ) -> list[Tensor]:
-        """Tells the table where a batch's hyperparameters are; returns the tensors among them."""
-        held: list[Tensor] = []
-
-        def address(value: Any) -> Any:
-            if not isinstance(value, DeviceNumber):
-                return value
-            held.append(value.tensor.detach().to(device))
-            return held[-1].data_ptr(), held[-1].dtype is torch.float64
-
-        self._table.set_groups(index, [tuple(map(address, numbers)) for numbers in groups])
-        return held
 
     @in_float_environment
     @torch.no_grad()
@@ -426,10 +364,10 @@ class Plan:
         sums += [
             local(g).new_zeros((), dtype=torch.float64) for p, g in pairs if not fake.has_values(p)
         ]
-        if self._table is not None:
-            staged = [self._stage(index) for index in self._table.staged()]
+        if self._kernels is not None:
+            copies = self._kernels.stage(self._table.staged())
             sums += norm.by_kernels(self._table, self._norm_parts())
-            del staged  # copies that were read
+            del copies  # which were read
             self._table.clear()
         return norm.total(sums)
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 from unittest.mock import patch
 
 import torch
@@ -140,14 +140,19 @@ class CpuClock:
     def _kernel_seconds(self) -> Iterator[list[float]]:
         """The seconds of each call of our CPU backend from here on."""
         seconds: list[float] = []
-        run = CpuBackend.run
+        launcher = CpuBackend.launcher
 
-        def timed(*arguments: object) -> None:
-            start = self._now()
-            run(*arguments)  # type: ignore[arg-type]
-            seconds.append(self._now() - start)
+        def timed(*arguments: Any) -> Callable[[], None]:
+            launch = launcher(*arguments)
 
-        with patch.object(CpuBackend, "run", timed):
+            def timed_launch() -> None:
+                start = self._now()
+                launch()
+                seconds.append(self._now() - start)
+
+            return timed_launch
+
+        with patch.object(CpuBackend, "launcher", timed):
             yield seconds
 
     def peak_bytes(self, work: Work) -> int | None:

@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,14 +131,16 @@ class Edges:
 @contextmanager
 def watched(edges: Edges) -> Iterator[None]:
     """All steps of ours on a CPU leave their edges."""
-    with ExitStack() as patches:
-        for owner, method, name in (
-            (Plan, "refresh", "refresh"),
-            (Plan, "run", "run"),
-            (CpuBackend, "run", "kernel"),
-        ):
-            timed = edges.timed(name, getattr(owner, method))
-            patches.enter_context(patch.object(owner, method, timed))
+    launcher = CpuBackend.launcher
+
+    def timed_launcher(*arguments: Any) -> Callable[[], None]:
+        return edges.timed("kernel", launcher(*arguments))
+
+    with (
+        patch.object(Plan, "refresh", edges.timed("refresh", Plan.refresh)),
+        patch.object(Plan, "run", edges.timed("run", Plan.run)),
+        patch.object(CpuBackend, "launcher", timed_launcher),
+    ):
         yield
 
 

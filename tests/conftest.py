@@ -6,7 +6,7 @@ import ctypes
 import functools
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -77,8 +77,8 @@ class EmulatedCudaBackend(CudaBackend):
     def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return super().refuses(torch.device("cuda", 0), dtype)
 
-    def run(self, rule, table, index, device, dtype, control=None, observed=None) -> None:
-        self.launch(rule, table, index, 0, dtype, control, 0, observed)
+    def launcher(self, rule, table, index, device, dtype, control=None, observed=None) -> Callable:
+        return self.launcher_on(rule, table, index, 0, dtype, control, 0, observed)
 
     def sum_squares(self, grads, device, dtype) -> Tensor:
         return self.launch_sum_squares(grads, device, dtype, 0, 0)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from adamod_fused import AdaMod
+from adamod_fused.backends.cpu import CpuBackend
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -39,6 +41,18 @@ OPTIONS = {
     "variant": "released",
     "maximize": True,
 }
+
+
+def launching(around: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """In place of ``CpuBackend.launcher``: ``around(launch, *arguments)`` runs at each launch."""
+    launcher = CpuBackend.launcher
+
+    def replaced(*arguments: Any) -> Callable[[], None]:
+        launch = launcher(*arguments)
+        return lambda: around(launch, *arguments)
+
+    return replaced
+
 
 SHAPES = ((3, 4), (), (7,), (0,), (2, 3, 5))
 STATES = ("exp_avg", "exp_avg_sq", "exp_avg_lr")

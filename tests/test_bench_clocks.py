@@ -13,6 +13,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from bench_work import CPU, PARAMS, contestant, work
+from helpers import launching
 
 from adamod_fused import AdaMod
 from adamod_fused.backends.cpu import CpuBackend
@@ -80,9 +81,9 @@ def coded(state_format: str, weight_format: str = "plain"):
 
 
 def test_the_kernels_time_is_within_the_steps() -> None:
-    run = CpuBackend.run
+    launcher = CpuBackend.launcher
     samples = CpuClock().measure(work(ours("cpu")), None, 5)
-    assert CpuBackend.run is run
+    assert CpuBackend.launcher is launcher
     assert len(samples.kernel_us) == len(samples.step_ms) == 5
     for step_ms, kernel_us in zip(samples.step_ms, samples.kernel_us, strict=True):
         assert 0 < kernel_us < step_ms * 1e3
@@ -95,13 +96,12 @@ def test_the_kernels_time_is_that_of_all_batches_of_a_step() -> None:
         return AdaMod(groups, backend="cpu", min_coded_numel=0)
 
     calls = []
-    run = CpuBackend.run
 
-    def counted(*arguments):
+    def counted(launch, *arguments):
         calls.append(arguments)
-        run(*arguments)
+        launch()
 
-    with patch.object(CpuBackend, "run", counted):
+    with patch.object(CpuBackend, "launcher", launching(counted)):
         now = itertools.count()
         samples = CpuClock(lambda: next(now)).measure(
             work(replace(ours("cpu"), make=make)), None, 3

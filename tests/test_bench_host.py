@@ -56,7 +56,7 @@ def test_parts_are_told_apart() -> None:
 def test_gradients_are_kept_or_new(
     new_grads: bool, made: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = Plan.refresh, Plan.run, CpuBackend.run
+    before = Plan.refresh, Plan.run, CpuBackend.launcher
     calls = []
     make_grads: Callable[[Work], None] = Work.make_grads
     monkeypatch.setattr(Work, "make_grads", lambda self: (calls.append(self), make_grads(self)))
@@ -67,7 +67,7 @@ def test_gradients_are_kept_or_new(
         assert all(part > 0 for part in parts_of_step)
         assert sum(parts_of_step) == pytest.approx(step)
     assert len(parts["step"]) == 3
-    assert (Plan.refresh, Plan.run, CpuBackend.run) == before
+    assert (Plan.refresh, Plan.run, CpuBackend.launcher) == before
 
 
 def test_the_command_prints_and_records(

@@ -16,6 +16,7 @@ from helpers import (
     OPTIONS,
     assert_same_bits,
     assert_same_training,
+    launching,
     make_optimizer,
     params_of,
     random_params,
@@ -109,17 +110,17 @@ def test_only_steps_that_are_due_are_looked_at(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = []
-    run, observe = CpuBackend.run, by_reference.observe
+    observe = by_reference.observe
 
-    def run_and_note(self: Any, *arguments: Any) -> None:
+    def launch_and_note(launch: Callable[[], None], *arguments: Any) -> None:
         looked.append(arguments[-1] is not None)
-        run(self, *arguments)
+        launch()
 
     def observe_and_note(*arguments: Any) -> Any:
         looked[-1] = True
         return observe(*arguments)
 
-    monkeypatch.setattr(CpuBackend, "run", run_and_note)
+    monkeypatch.setattr(CpuBackend, "launcher", launching(launch_and_note))
     monkeypatch.setattr(by_reference, "observe", observe_and_note)
     optimizer = tracked(3, backend)
     for seed in range(7):
@@ -238,7 +239,7 @@ def test_a_step_that_fails_leaves_the_look_before(monkeypatch: pytest.MonkeyPatc
     train_step(optimizer, 0)
     before = optimizer.bound_stats()
     with monkeypatch.context() as patch:
-        patch.setattr(CpuBackend, "run", Mock(side_effect=MemoryError))
+        patch.setattr(CpuBackend, "launcher", Mock(side_effect=MemoryError))
         with pytest.raises(MemoryError):
             train_step(optimizer, 1)
     assert optimizer.bound_stats() == before
@@ -248,7 +249,7 @@ def test_a_step_that_fails_leaves_the_look_before(monkeypatch: pytest.MonkeyPatc
 
 def failing_step(optimizer: AdaMod, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(CpuBackend, "run", Mock(side_effect=MemoryError))
+        patch.setattr(CpuBackend, "launcher", Mock(side_effect=MemoryError))
         with pytest.raises(MemoryError):
             train_step(optimizer, 1)
 

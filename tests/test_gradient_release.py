@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import OPTIONS, assert_same_training, params_of
+from helpers import OPTIONS, assert_same_training, launching, params_of
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -77,8 +77,9 @@ def test_gradients_are_freed_during_backward() -> None:
 def test_small_tensors_share_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     (model, optimizer), _ = make_pair("cpu")
     sizes = sum(param.numel() for param in params_of(optimizer))
-    run, launches = CpuBackend.run, []
-    monkeypatch.setattr(CpuBackend, "run", lambda *a: (launches.append(1), run(*a)))
+    launches = []
+    counted = launching(lambda launch, *_: (launches.append(1), launch()))
+    monkeypatch.setattr(CpuBackend, "launcher", counted)
     handle = release_gradients(model, optimizer, batch_numel=1)
     backward(model, 0)
     assert len(launches) == len(params_of(optimizer))

@@ -6,6 +6,8 @@ import gc
 import re
 import threading
 import weakref
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from helpers import (
     OPTIONS,
     assert_same_bits,
     assert_same_training,
+    launching,
     random_params,
     set_random_grads,
 )
@@ -129,10 +132,9 @@ CALLS = {
     "clip_grad_norm_()": lambda optimizer: optimizer.clip_grad_norm_(1e-3),
     "load_state_dict()": lambda optimizer: optimizer.load_state_dict(optimizer.state_dict()),
 }
-KERNELS = {"step()": "run", "clip_grad_norm_()": "sum_squares"}
 
 
-@pytest.mark.parametrize("running", KERNELS)
+@pytest.mark.parametrize("running", ["step()", "clip_grad_norm_()"])
 @pytest.mark.parametrize("call", CALLS)
 def test_a_call_by_another_thread_meanwhile_is_refused(
     call: str, running: str, monkeypatch: pytest.MonkeyPatch
@@ -143,7 +145,7 @@ def test_a_call_by_another_thread_meanwhile_is_refused(
     for each in (optimizer, twin):
         set_random_grads(each.param_groups[0]["params"], 0)
         each.step()
-    kernel, refused = getattr(CpuBackend, KERNELS[running]), []
+    refused = []
     message = re.escape(f"{call} was called while {running} of this optimizer was running, by anot")
 
     def call_beside() -> None:
@@ -151,14 +153,18 @@ def test_a_call_by_another_thread_meanwhile_is_refused(
             CALLS[call](optimizer)
         refused.append(True)
 
-    def run_beside_another(*arguments: Any) -> Any:
+    def run_beside_another(kernel: Callable[..., Any], *arguments: Any) -> Any:
         thread = threading.Thread(target=call_beside)
         thread.start()
         thread.join(30)
         return kernel(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(CpuBackend, KERNELS[running], run_beside_another)
+        patched.setattr(
+            CpuBackend, "launcher", launching(lambda launch, *_: run_beside_another(launch))
+        )
+        sum_squares = partial(run_beside_another, CpuBackend().sum_squares)
+        patched.setattr(CpuBackend, "sum_squares", lambda _, *arguments: sum_squares(*arguments))
         CALLS[running](optimizer)
     assert refused == [True]
     CALLS[running](twin)
@@ -175,15 +181,14 @@ def test_what_a_kernel_reads_is_held_until_it_is_done(monkeypatch: pytest.Monkey
     optimizer.step()
     set_random_grads(params, 1)
     tensors = [weakref.ref(t) for p in params for t in (p.grad, *optimizer.state[p].values())]
-    run = CpuBackend.run
 
-    def drop_and_run(*arguments) -> None:
+    def drop_and_run(launch: Callable[[], None], *_: Any) -> None:
         optimizer.state.clear()
         optimizer.zero_grad()
         assert all(tensor() is not None for tensor in tensors)
-        run(*arguments)
+        launch()
 
-    monkeypatch.setattr(CpuBackend, "run", drop_and_run)
+    monkeypatch.setattr(CpuBackend, "launcher", launching(drop_and_run))
     optimizer.step()
     assert not any(tensor() is not None for tensor in tensors)
 
@@ -252,14 +257,13 @@ def test_a_failing_launch_leaves_steps_that_fit_their_parameters(monkeypatch) ->
     """One batch done, the next one fails: the first has stepped, the second has not."""
     single, double = torch.zeros(3), torch.zeros(3, dtype=torch.float64)
     optimizer = AdaMod([single, double], **OPTIONS, backend="cpu")
-    run = CpuBackend.run
 
-    def fail(self, rule, table, index, device, dtype, *others) -> None:
+    def fail(launch, self, rule, table, index, device, dtype, *others) -> None:
         if dtype == torch.float64:
             raise RuntimeError("out of luck")
-        run(self, rule, table, index, device, dtype, *others)
+        launch()
 
-    monkeypatch.setattr(CpuBackend, "run", fail)
+    monkeypatch.setattr(CpuBackend, "launcher", launching(fail))
     set_random_grads([single, double], 0)
     with pytest.raises(RuntimeError, match="out of luck"):
         optimizer.step()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import OPTIONS, STATES, assert_same_bits, random_params
+from helpers import OPTIONS, STATES, assert_same_bits, launching, random_params
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -176,7 +176,8 @@ def test_another_backend_is_another_plan(made: list[int], monkeypatch: pytest.Mo
     given.check_step(backend="cpu")
     assert len(made) == 2
     runs: list[int] = []
-    monkeypatch.setattr(CpuBackend, "run", lambda *_: runs.append(1))
+    counted = launching(lambda *_: runs.append(1))
+    monkeypatch.setattr(CpuBackend, "launcher", counted)
     given.step(backend="reference")
     assert not runs
     with pytest.raises(RuntimeError, match="backend 'cuda' does not work here"):
@@ -212,7 +213,7 @@ def test_no_tensor_is_kept_alive_by_a_step_that_failed(
         raise RuntimeError("the launch failed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(CpuBackend, "run", fail)
+        patch.setattr(CpuBackend, "launcher", launching(fail))
         for _ in range(2):  # with a kept plan, and with a new one
             with pytest.raises(RuntimeError, match="the launch failed"):
                 given.step()
@@ -399,15 +400,15 @@ def test_a_call_inside_a_call_has_its_own_plan(
     outer, inner = Lists(*SHAPES), Lists(*SHAPES)
     outer.step()
     twins = [given.twin() for given in (outer, inner)]
-    run, calls = CpuBackend.run, itertools.count()
+    calls = itertools.count()
 
-    def run_after_another(*arguments: Any) -> None:
+    def launch_after_another(launch: Callable[[], None], *_: Any) -> None:
         if next(calls) == 0:
             inner.step()
-        run(*arguments)
+        launch()
 
     with monkeypatch.context() as patch:
-        patch.setattr(CpuBackend, "run", run_after_another)
+        patch.setattr(CpuBackend, "launcher", launching(launch_after_another))
         outer.step()
     for twin in twins:
         twin.step(backend="reference")
@@ -446,10 +447,10 @@ def test_a_forked_process_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where another thread was inside a step when it was forked."""
     given, busy = Lists((5,)), Lists((5,))
     given.step()
-    run, statuses = CpuBackend.run, []
+    launcher, statuses = CpuBackend.launcher, []
 
-    def run_while_forked(*arguments: Any) -> None:
-        monkeypatch.setattr(CpuBackend, "run", run)
+    def launch_while_forked(launch: Callable[[], None], *_: Any) -> None:
+        monkeypatch.setattr(CpuBackend, "launcher", launcher)
         child = os.fork()
         if child == 0:
             for _ in range(2):
@@ -459,9 +460,9 @@ def test_a_forked_process_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
         timer.start()
         statuses.append(os.waitpid(child, 0)[1])
         timer.cancel()
-        run(*arguments)
+        launch()
 
-    monkeypatch.setattr(CpuBackend, "run", run_while_forked)
+    monkeypatch.setattr(CpuBackend, "launcher", launching(launch_while_forked))
     busy.step()
     assert statuses == [0]
 

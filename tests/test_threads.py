@@ -122,13 +122,16 @@ param = torch.nn.Parameter(torch.zeros(300_001))
 param.grad = torch.ones_like(param)
 optimizer = AdaMod([param])
 optimizer.step()
-run, is_inside, is_forked = CpuBackend.run, threading.Event(), threading.Event()
-def wait_and_run(*arguments):
-    if threading.current_thread() is helper:
-        is_inside.set()
-        is_forked.wait()
-    run(*arguments)
-CpuBackend.run = wait_and_run
+launcher, is_inside, is_forked = CpuBackend.launcher, threading.Event(), threading.Event()
+def waiting_launcher(*arguments):
+    launch = launcher(*arguments)
+    def wait_and_launch():
+        if threading.current_thread() is helper:
+            is_inside.set()
+            is_forked.wait()
+        launch()
+    return wait_and_launch
+CpuBackend.launcher = waiting_launcher
 helper = threading.Thread(target=optimizer.step)
 helper.start()
 is_inside.wait()

@@ -114,9 +114,9 @@ def test_a_run(emulated_cuda, tuned_module, tmp_path, monkeypatch, capsys) -> No
     emulated = type(emulated_cuda)
 
     class Wrong(emulated):
-        def run(self, *arguments) -> None:
-            super().run(*arguments)
-            super().run(*arguments)
+        def launcher(self, *arguments):
+            launch = super().launcher(*arguments)
+            return lambda: (launch(), launch())
 
     monkeypatch.setattr("bench.trials.run.EFFORT", Effort(seconds=0.1, rounds=2))
     monkeypatch.setattr("bench.trials.run.GATE_SHAPES", (((1,), (9_000,)), ((3,),) * 600))
@@ -238,10 +238,10 @@ def test_a_trial_is_gated_and_timed_in_the_formats_of_its_job(dtype, formats) ->
     seen = []
 
     class Backend(CpuBackend):
-        def run(self, *arguments) -> None:
+        def launcher(self, *arguments):
             batch = arguments[1].batch(arguments[2])
             seen.append((arguments[4], (batch.state_format, batch.weight_format)))
-            super().run(*arguments)
+            return super().launcher(*arguments)
 
     found = contestant("default", Backend(), formats)
     assert gate.differs(found, ((1,), (300,)), dtype, torch.device("cpu")) is None

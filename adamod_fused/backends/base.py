@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -25,6 +25,8 @@ class Backend(Protocol):
     name: str
     counts_on_device: bool
     """Whether step counts may live on the tensors' device, which then prepares scalars itself."""
+    is_uninterrupted: bool
+    """Whether a launch runs no Python code, in which a signal could end it half-way."""
 
     @property
     def chunk_size(self) -> int:
@@ -39,7 +41,7 @@ class Backend(Protocol):
     def zeros_like(self, param: Tensor, dtype: torch.dtype) -> Tensor:
         """A new state for a parameter."""
 
-    def run(
+    def launcher(
         self,
         rule: str,
         table: Any,
@@ -48,8 +50,8 @@ class Backend(Protocol):
         dtype: torch.dtype,
         control: Tensor | None = None,
         observed: Tensor | None = None,
-    ) -> None:
-        """Steps all tensors of batch ``index`` of ``table``.
+    ) -> Callable[[], None]:
+        """A function that steps all tensors of batch ``index`` of ``table``.
 
         ``control``, float32 ``[2]`` on ``device``: gradients are multiplied by the first; if the
         second is not 0, nothing is done. None is (1, 0). Where the host counts steps, the second

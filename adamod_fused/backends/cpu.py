@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ class CpuBackend:
 
     name = "cpu"
     counts_on_device = False
+    is_uninterrupted = True
     dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
     @property
@@ -43,7 +44,7 @@ class CpuBackend:
         _prefer_huge_pages(state)
         return state.zero_()
 
-    def run(
+    def launcher(
         self,
         rule: str,
         table: Any,
@@ -52,9 +53,10 @@ class CpuBackend:
         dtype: torch.dtype,
         control: Tensor | None = None,
         observed: Tensor | None = None,
-    ) -> None:
+    ) -> Callable[[], None]:
         factor = 1.0 if control is None else control[0].item()
-        extension.core.cpu_step(  # by place: names would cost a small model's step more
+        return partial(  # by place: names would cost a small model's step more
+            extension.core.cpu_step,
             rule,
             dtype_name(dtype),
             table,

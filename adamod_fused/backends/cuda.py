@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ class CudaBackend:
 
     name = "cuda"
     counts_on_device = True
+    is_uninterrupted = True
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
 
     def __init__(self, module: Any = extension.cuda) -> None:
@@ -54,7 +56,7 @@ class CudaBackend:
     def zeros_like(self, param: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.zeros_like(param, dtype=dtype)
 
-    def run(
+    def launcher(
         self,
         rule: str,
         table: Any,
@@ -63,13 +65,11 @@ class CudaBackend:
         dtype: torch.dtype,
         control: Tensor | None = None,
         observed: Tensor | None = None,
-    ) -> None:
-        # The engine selects the device itself; here torch's idea of the current one is set too.
-        with torch.cuda.device(device):
-            stream = torch.cuda.current_stream(device).cuda_stream
-            self.launch(rule, table, index, device.index, dtype, control, stream, observed)
+    ) -> Callable[[], None]:
+        stream = torch.cuda.current_stream(device).cuda_stream
+        return self.launcher_on(rule, table, index, device.index, dtype, control, stream, observed)
 
-    def launch(
+    def launcher_on(
         self,
         rule: str,
         table: Any,
@@ -79,11 +79,12 @@ class CudaBackend:
         control: Tensor | None,
         stream: int,
         observed: Tensor | None = None,
-    ) -> None:
-        """Hands batch ``index`` to the engine, to be run on the raw stream ``stream``."""
+    ) -> Callable[[], None]:
+        """As ``launcher``, by the engine's device ``device``, which it selects, on a raw stream."""
         batch = table.batch(index)
         there = batch.counts_on_device
-        self._module.step(
+        return partial(
+            self._module.step,
             rule,
             dtype_name(dtype),
             batch.rows_address,

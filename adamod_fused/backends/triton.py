@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -35,6 +35,7 @@ class TritonBackend:
 
     name = "triton"
     counts_on_device = True
+    is_uninterrupted = False
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
 
     @property
@@ -67,7 +68,7 @@ class TritonBackend:
     def zeros_like(self, param: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.zeros_like(param, dtype=dtype)
 
-    def run(
+    def launcher(
         self,
         rule: str,
         table: Any,
@@ -76,29 +77,8 @@ class TritonBackend:
         dtype: torch.dtype,
         control: Tensor | None = None,
         observed: Tensor | None = None,
-    ) -> None:
-        engine, prepare = _kernels("engine"), _kernels("prepare")
-        matrix, upload = _kernels("table").Matrix, _kernels("table").upload
-        batch = table.batch(index)
-        num_scalars = extension.core.rules[rule][0]
-        halves = [matrix(batch.rows, engine.ROW_SIZE.value)]
-        if batch.is_coded:
-            halves.append(matrix(batch.coded, _kernels("coded").CODED_SIZE.value))
-        if batch.counts_on_device:
-            counts = matrix(batch.counts, prepare.COUNT_SIZE.value)
-            groups = matrix(batch.groups, prepare.GROUP_SIZE.value)
-            counts, groups, rows, *coded = upload([counts, groups, *halves], device)
-            scalars = prepare.prepare(rule, counts, groups, num_scalars, control)
-        else:
-            scalars = matrix(table.scalars, num_scalars, torch.float32)
-            scalars, rows, *coded = upload([scalars, *halves], device)
-        if batch.num_chunks:
-            stored = (*coded, batch.state_format, batch.weight_format) if coded else ()
-            step = (rule, dtype, rows, scalars, batch.num_chunks, control)
-            engine.step(*step, *stored)
-            if observed is not None:
-                beside = coded[0] if coded else None
-                _kernels("observe").observe(*step, beside, batch.state_format, observed)
+    ) -> Callable[[], None]:
+        return partial(_launch, rule, table, index, device, dtype, control, observed)
 
     def sum_squares(self, grads: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
         table, kernels = _kernels("table"), _kernels("sum_squares")
@@ -123,3 +103,36 @@ class TritonBackend:
         exponents: Tensor,
     ) -> None:
         _kernels("values").encode([k.value for k in kinds], values, coded, exponents)
+
+
+def _launch(
+    rule: str,
+    table: Any,
+    index: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    control: Tensor | None,
+    observed: Tensor | None,
+) -> None:
+    engine, prepare = _kernels("engine"), _kernels("prepare")
+    matrix, upload = _kernels("table").Matrix, _kernels("table").upload
+    batch = table.batch(index)
+    num_scalars = extension.core.rules[rule][0]
+    halves = [matrix(batch.rows, engine.ROW_SIZE.value)]
+    if batch.is_coded:
+        halves.append(matrix(batch.coded, _kernels("coded").CODED_SIZE.value))
+    if batch.counts_on_device:
+        counts = matrix(batch.counts, prepare.COUNT_SIZE.value)
+        groups = matrix(batch.groups, prepare.GROUP_SIZE.value)
+        counts, groups, rows, *coded = upload([counts, groups, *halves], device)
+        scalars = prepare.prepare(rule, counts, groups, num_scalars, control)
+    else:
+        scalars = matrix(table.scalars, num_scalars, torch.float32)
+        scalars, rows, *coded = upload([scalars, *halves], device)
+    if batch.num_chunks:
+        stored = (*coded, batch.state_format, batch.weight_format) if coded else ()
+        step = (rule, dtype, rows, scalars, batch.num_chunks, control)
+        engine.step(*step, *stored)
+        if observed is not None:
+            beside = coded[0] if coded else None
+            _kernels("observe").observe(*step, beside, batch.state_format, observed)

@@ -66,7 +66,7 @@ class TunedTriton(TritonBackend):
     def chunk_size(self) -> int:
         return self._chunk_size
 
-    def run(
+    def launcher(
         self,
         rule: str,
         table: Any,
@@ -75,9 +75,14 @@ class TunedTriton(TritonBackend):
         dtype: torch.dtype,
         control: Tensor | None = None,
         observed: Tensor | None = None,
-    ) -> None:
-        with self._changed():
-            super().run(rule, table, index, device, dtype, control, observed)
+    ) -> Callable[[], None]:
+        launch = super().launcher(rule, table, index, device, dtype, control, observed)
+
+        def launch_changed() -> None:
+            with self._changed():
+                launch()
+
+        return launch_changed
 
 
 def contestant(name: str, backend: Backend, formats: Formats = PLAIN) -> Contestant:

@@ -170,6 +170,7 @@ PYBIND11_MODULE(_C, m) {
       .def("forget", &Table::forget)
       .def("staged", &Table::staged)
       .def("stage", &Table::stage)
+      .def("select", &Table::select)
       .def("prepare", &Table::prepare)
       .def("set_groups", &Table::set_groups)
       .def("grad_table", &Table::grad_table)
@@ -179,8 +180,10 @@ PYBIND11_MODULE(_C, m) {
       .def("grad", &Table::grad)
       .def("row_params", &Table::row_params)
       .def("advance", &Table::advance)
+      .def("run", &Table::run)
       .def("batch", &Table::batch, py::return_value_policy::reference_internal)
       .def_property_readonly("fast", &Table::fast)
+      .def_property_readonly("bumps_versions", &Table::bumps_versions)
       .def_property_readonly("scalars_address", [](Table& t) { return address_of(t.scalars()); })
       .def_property_readonly("scalars", [](Table& t) { return view_of(t.scalars()); })
       .def_property_readonly("num_scalars", &Table::num_scalars);

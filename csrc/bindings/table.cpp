@@ -67,7 +67,12 @@ int Table::add_batch(std::int64_t chunk_size, bool counts_on_device,
                      const std::string& state_format, const std::string& weight_format) {
   const Formats formats = Formats::named(state_format, weight_format);
   const bool is_coded = !formats.are_plain();
-  batches_.push_back(Batch{chunk_size, counts_on_device, formats, is_coded, {}, {}, 0, {}, {}});
+  Batch batch{};
+  batch.chunk_size = chunk_size;
+  batch.counts_on_device = counts_on_device;
+  batch.formats = formats;
+  batch.is_coded = is_coded;
+  batches_.push_back(std::move(batch));
   return static_cast<int>(batches_.size()) - 1;
 }
 
@@ -142,9 +147,41 @@ py::list Table::staged() const {
 
 void Table::stage(int index, std::uintptr_t param_address, std::uintptr_t grad_address) {
   const Param& param = params_.at(static_cast<std::size_t>(index));
-  Row& row = batches_[static_cast<std::size_t>(param.batch)].rows[param.row];
+  Batch& batch = batches_[static_cast<std::size_t>(param.batch)];
+  std::size_t at = param.row;
+  if (batch.selected) {
+    const auto found = std::find(batch.selected->begin(), batch.selected->end(), index);
+    at = static_cast<std::size_t>(found - batch.selected->begin());
+  }
+  Row& row = batch.rows.at(at);
   row.param = reinterpret_cast<void*>(param_address);
   row.grad = reinterpret_cast<const void*>(grad_address);
+}
+
+void Table::select(int index, const std::vector<int>& params) {
+  Batch& batch = batches_.at(static_cast<std::size_t>(index));
+  if (!batch.selected) {
+    batch.all_rows = std::move(batch.rows);
+    batch.all_coded = std::move(batch.coded);
+    batch.all_counts = std::move(batch.counts);
+  }
+  batch.selected = params;
+  batch.rows.clear();
+  batch.coded.clear();
+  batch.counts.clear();
+  batch.num_chunks = 0;
+  for (const int i : params) {
+    const Param& param = params_.at(static_cast<std::size_t>(i));
+    Row row = batch.all_rows.at(param.row);
+    row.first_chunk = batch.num_chunks;
+    batch.num_chunks += param.num_chunks;
+    if (batch.counts_on_device) {
+      row.scalars = static_cast<std::int64_t>(batch.counts.size());
+      batch.counts.push_back(batch.all_counts.at(param.row));
+    }
+    if (batch.is_coded) batch.coded.push_back(batch.all_coded.at(param.row));
+    batch.rows.push_back(row);
+  }
 }
 
 void Table::prepare(const std::string& rule, const py::list& groups) {
@@ -215,7 +252,9 @@ py::object Table::grad(int index) const {
 }
 
 std::vector<int> Table::row_params(int index) const {
-  std::vector<int> params(batches_.at(static_cast<std::size_t>(index)).rows.size());
+  const Batch& batch = batches_.at(static_cast<std::size_t>(index));
+  if (batch.selected) return *batch.selected;
+  std::vector<int> params(batch.rows.size());
   for (const std::size_t i : gathered_) {
     const Param& param = params_[i];
     if (param.batch == index && param.is_due) params[param.row] = static_cast<int>(i);
@@ -255,6 +294,14 @@ void Table::advance(int index) {
   }
   if (!written.empty()) increment_version_(written);
   for (Param* param : stepped) release(*param);
+}
+
+void Table::run(const py::list& launches) {
+  for (const py::handle item : launches) {
+    const auto launch = py::reinterpret_borrow<py::tuple>(item);
+    if (!launch[1].is_none()) launch[1]();
+    advance(launch[0].cast<int>());
+  }
 }
 
 int Table::traverse(visitproc visit, void* arg) const {

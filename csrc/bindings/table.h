@@ -42,6 +42,11 @@ struct Batch {
   std::int64_t num_chunks = 0;
   std::vector<Count> counts;  // where on the device, one for each row
   std::vector<Group> groups;  // where counts are on the device
+  // After Table::select: the parameters of the rows, and what all rows were before.
+  std::optional<std::vector<int>> selected;
+  std::vector<Row> all_rows;
+  std::vector<Coded> all_coded;
+  std::vector<Count> all_counts;
 };
 
 // Gradients for a pass over them alone.
@@ -136,6 +141,9 @@ class Table {
   py::list staged() const;
   void stage(int param, std::uintptr_t param_address, std::uintptr_t grad_address);
 
+  // Leaves a batch with the rows of these of its parameters, whichever it had before.
+  void select(int batch, const std::vector<int>& params);
+
   // Prepares the scalars of this step, a row for each distinct (param group, step to be done).
   // `groups`: the rule's hyperparameters of each param group, numbers; None where no tensor of the
   // group has its step count on the host.
@@ -165,10 +173,15 @@ class Table {
   // tensors changed, parameters and states, of DTensors their local tensors too.
   void advance(int batch);
 
+  // Runs launches, pairs of a batch and a function or None, and advances each batch after its
+  // launch. If the functions run no Python code, no signal can end this half-way.
+  void run(const py::list& launches);
+
   // For Python's garbage collector: a parameter may lead back to the optimizer that holds us.
   int traverse(visitproc visit, void* arg) const;
 
   bool fast() const { return reader_.fast(); }
+  bool bumps_versions() const { return reader_.bumps_versions(); }
   Batch& batch(int index) { return batches_.at(static_cast<std::size_t>(index)); }
   std::vector<float>& scalars() { return scalars_; }
   std::vector<double>& scalars64() { return scalars64_; }

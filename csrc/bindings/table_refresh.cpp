@@ -183,6 +183,7 @@ void Table::clear() {
     batch.coded.clear();
     batch.counts.clear();
     batch.num_chunks = 0;
+    batch.selected.reset();
   }
   for (Param& param : params_) {
     param.state = py::object();
