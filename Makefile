@@ -1,15 +1,15 @@
 # The commands of this project. From a bare checkout, with python3 and a C++ compiler:
 #
-#   make demo    train a small language model with AdaMod, compare, draw
+#   make demo    train a small language model with AdaMod and Adam, compare, draw a figure
 #   make test    everything that needs no GPU: lint, format, types, tests
-#   make bench   time AdaMod beside every peer that is to be had; record and figures go to OUT
-#   make paper   put the claims of the paper to the test; SCALE=gpu: larger, on a GPU
-#   make bench-check   hold the records in bench/results to the targets
-#   make asan    the tests again, against a CPU extension built with ASan and UBSan
-#   make gpu     offline: build with the torch, triton and nvcc at hand, run the GPU tests, the
-#                benchmark and the trials, leave records and figures in OUT; needs no `make env`
-#   make browser   install Chromium for the tests of the report, where there is none
-#   make env     the environment alone, in .venv; the others make it when they need it
+#   make bench   time AdaMod and every peer that is installed; record and figures go to OUT
+#   make paper   test the claims of the paper; SCALE=gpu: larger, on a GPU
+#   make bench-check   compare the records in bench/results with the targets
+#   make asan    the tests again, with a CPU extension built with ASan and UBSan
+#   make gpu     offline: build with the installed torch, triton and nvcc, run the GPU tests, the
+#                benchmark and the trials, write records and figures to OUT; needs no `make env`
+#   make browser   install Chromium for the tests of the report, if it is missing
+#   make env     the development environment, in .venv; the other targets make it when needed
 #   make lint    make format    make types    make clean
 
 PYTHON ?= python3
@@ -21,25 +21,36 @@ SCALE ?= cpu
 ASAN_TESTS ?= tests
 
 PY := $(VENV)/bin/python
-# Every install is held to known versions: nothing newer comes in, and no second torch.
-PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check --quiet -c .ci/constraints.txt
+# Every install uses pinned versions: nothing newer, and no second torch. .ci/show prints a line
+# every few seconds while a command runs that is silent for long.
+PIP_INSTALL := .ci/show $(PY) -m pip install --disable-pip-version-check -c .ci/constraints.txt
 CXX_FILES := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+SOURCES := pyproject.toml setup.py .ci/constraints.txt $(shell find csrc -type f)
 ENV := $(VENV)/.installed
-
+DEMO_ENV := $(VENV)/.installed-demo
 BENCH_ENV := $(VENV)/.installed-bench
 
 .PHONY: env demo bench paper bench-check test lint format types pytest asan gpu browser clean
 
 env: $(ENV)
 
-# Without build isolation, so that ninja recompiles only what changed.
-$(ENV): pyproject.toml setup.py .ci/constraints.txt $(shell find csrc -type f)
+# Without build isolation, so that ninja recompiles only what changed. With the CUDA engine wherever
+# nvcc is: the tests read its machine code.
+$(ENV): export ADAMOD_CUDA ?= $(if $(shell command -v nvcc),1,0)
+$(ENV): $(SOURCES)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) setuptools pybind11 ninja
 	$(PIP_INSTALL) --no-build-isolation --editable '.[dev,integrations]'
+	touch $@ $(DEMO_ENV)
+
+# What the demo needs and no more; the development environment has that too.
+$(DEMO_ENV): $(SOURCES)
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) setuptools pybind11 ninja
+	$(PIP_INSTALL) --no-build-isolation --editable '.[demo]'
 	touch $@
 
-demo: $(ENV)
+demo: $(if $(wildcard $(ENV)),$(ENV),$(DEMO_ENV))
 	$(PY) -m adamod_fused demo
 
 $(BENCH_ENV): $(ENV)

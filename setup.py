@@ -1,9 +1,9 @@
-"""Builds the extension modules; everything else about the package is said in pyproject.toml.
+"""Builds the extension modules; pyproject.toml describes the rest of the package.
 
 adamod_fused._C     the tensor table and the CPU engine, always.
-adamod_fused._cuda  the CUDA engine, when nvcc is found in CUDA_HOME or on PATH.
+adamod_fused._cuda  the CUDA engine, where there is an NVIDIA driver and nvcc (CUDA_HOME or PATH).
 
-ADAMOD_CUDA=1            insists on the CUDA engine, ADAMOD_CUDA=0 leaves it out.
+ADAMOD_CUDA=1            builds the CUDA engine or fails, ADAMOD_CUDA=0 leaves it out.
 ADAMOD_CUDA_ARCHS=80;90  compute capabilities to compile it for, instead of DEFAULT_ARCHS.
 CXX, CXXFLAGS, LDFLAGS   the C++ compiler, and flags added to ours.
 """
@@ -48,6 +48,11 @@ rule link_nvcc
 def find_nvcc():
     cuda_home = os.environ.get("CUDA_HOME")
     return (cuda_home and shutil.which("nvcc", path=f"{cuda_home}/bin")) or shutil.which("nvcc")
+
+
+def has_driver():
+    """Whether this machine has an NVIDIA driver: pip's build isolation hides torch, which knows."""
+    return Path("/proc/driver/nvidia/version").exists() or bool(shutil.which("nvidia-smi"))
 
 
 def find_ninja():
@@ -114,11 +119,15 @@ class BuildWithNinja(build_ext):
         nvcc = find_nvcc() if CUDA_MODULE in self.extensions else None
         if CUDA_MODULE in self.extensions and not nvcc:
             raise SetupError(
-                "ADAMOD_CUDA=1 asks for the CUDA engine, but nvcc is neither in CUDA_HOME/bin nor"
+                "ADAMOD_CUDA=1 builds the CUDA engine, but nvcc is neither in CUDA_HOME/bin nor"
                 " on PATH: set CUDA_HOME to a CUDA toolkit (12.1 or newer), or ADAMOD_CUDA=0"
             )
         # Not build_temp: an editable install makes that anew each time, and every object with it.
         build_base = self.get_finalized_command("build").build_base
+        parts = "the CPU and CUDA engines" if nvcc else "the CPU engine without CUDA"
+        print(
+            f"building {parts}; ADAMOD_CUDA=1 builds the CUDA engine, ADAMOD_CUDA=0 leaves it out"
+        )
         folder = Path(build_base, f"ninja-{sys.implementation.cache_tag}")
         folder.mkdir(parents=True, exist_ok=True)
         lines = [f"{k} = {v.replace('$', '$$')}" for k, v in ninja_variables(nvcc)]
@@ -145,7 +154,7 @@ SOURCES = sorted(str(p) for p in Path("csrc").rglob("*") if p.suffix in (".cpp",
 CUDA_SOURCES = [s for s in SOURCES if s.endswith(".cu") or s == "csrc/bindings/cuda.cpp"]
 CUDA_MODULE = Extension("adamod_fused._cuda", CUDA_SOURCES)
 CORE_MODULE = Extension("adamod_fused._C", [s for s in SOURCES if s not in CUDA_SOURCES])
-ADAMOD_CUDA = os.environ.get("ADAMOD_CUDA") or ("1" if find_nvcc() else "0")
+ADAMOD_CUDA = os.environ.get("ADAMOD_CUDA") or ("1" if has_driver() and find_nvcc() else "0")
 if ADAMOD_CUDA not in ("0", "1"):
     raise SystemExit(f"ADAMOD_CUDA must be 0 or 1, or not set, got {ADAMOD_CUDA!r}")
 

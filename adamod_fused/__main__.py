@@ -15,7 +15,7 @@ def main() -> int:
     """Runs the command that the arguments name and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m adamod_fused",
-        description="AdaMod as one pass over memory: see it train, or what works here, or a run.",
+        description="Run the demo, list working backends, or draw a report of a run.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     demo.add_command(commands)

@@ -1,18 +1,20 @@
-"""What is seen while the demo and the doctor run: lines, tables, progress; prettier with rich.
+"""What the commands print: lines, tables and progress; prettier with rich.
 
-Without a terminal (a log file, a pipe) progress is a line now and then instead of a moving bar.
+Without a terminal (a log file, a pipe) progress is a line every few seconds instead of a bar.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from .extras import installed
 
-REPORTS = 4  # lines of progress per task where no bar can move
+REPORTS = 4  # lines of progress per task where no bar can move,
+LONGEST_SILENCE = 4.0  # and one more wherever this many seconds pass without a line
 
 Advance = Callable[[int, str], None]
 """Call it with the units of work done so far and a few words on how it goes."""
@@ -58,11 +60,13 @@ class PlainConsole:
 
     @contextmanager
     def progress(self, task: str, total: int, reports: int = REPORTS) -> Iterator[Advance]:
-        every = max(1, total // reports)
+        every, last = max(1, total // reports), time.monotonic()
 
         def advance(done: int, words: str) -> None:
-            if done % every == 0:
+            nonlocal last
+            if done % every == 0 or time.monotonic() - last > LONGEST_SILENCE:
                 self.line(f"{task}  {done}/{total}  {words}")
+                last = time.monotonic()
 
         yield advance
 

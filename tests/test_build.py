@@ -190,6 +190,9 @@ class FakeToolkit:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(FAKE_COMPILER)
             path.chmod(0o755)
+        self.driver = folder / "driver"  # of NVIDIA, known by its program
+        self.driver.mkdir()
+        (self.driver / "nvidia-smi").touch(mode=0o755)
 
     def build(
         self, nvcc: bool = True, base: str = "build", **variables: str
@@ -198,7 +201,7 @@ class FakeToolkit:
         env = build_environment(
             self.no_torch,
             **{
-                "PATH": "",
+                "PATH": str(self.driver),
                 "CXX": str(toolkit / "bin" / "c++"),
                 "CUDA_HOME": str(toolkit) if nvcc else "",
                 "FAKE_ARCHS": "75 80 86 89 90 100 120",
@@ -232,11 +235,16 @@ def test_flags_keep_arithmetic_ieee(fake: FakeToolkit) -> None:
         assert "fast" not in command
 
 
-def test_cuda_is_built_when_nvcc_is_found(fake: FakeToolkit) -> None:
-    assert fake.build(nvcc=False).returncode == 0
+def test_cuda_is_built_where_there_are_a_driver_and_nvcc(fake: FakeToolkit) -> None:
+    done = fake.build(nvcc=False)
+    assert done.returncode == 0
     assert fake.modules() == {"_C"}
-    assert fake.build().returncode == 0
+    assert "building the CPU engine without CUDA; ADAMOD_CUDA=1 builds" in done.stdout
+    done = fake.build()
+    assert done.returncode == 0
     assert fake.modules() == {"_C", "_cuda"}
+    assert "building the CPU and CUDA engines; " in done.stdout
+    assert "ADAMOD_CUDA=0 leaves it out" in done.stdout
     assert fake.build(ADAMOD_CUDA="0").returncode == 0
     assert fake.modules() == {"_C"}, "the module of an earlier build must not be left"
 
@@ -249,6 +257,14 @@ def test_the_build_folder_may_have_any_name_that_ninja_takes(fake: FakeToolkit) 
     refused = fake.build(nvcc=False, base="a|b")
     assert refused.returncode != 0
     assert "a ninja file cannot name" in refused.stderr
+
+
+@pytest.mark.skipif(Path("/proc/driver/nvidia/version").exists(), reason="there is a driver here")
+def test_without_a_driver_nvcc_alone_does_not_build_cuda(fake: FakeToolkit) -> None:
+    assert fake.build(PATH="").returncode == 0
+    assert fake.modules() == {"_C"}
+    assert fake.build(PATH="", ADAMOD_CUDA="1").returncode == 0
+    assert fake.modules() == {"_C", "_cuda"}
 
 
 def gencodes(fake: FakeToolkit) -> list[str]:

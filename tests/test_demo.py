@@ -127,6 +127,17 @@ cli._contestants = unequal
 
 
 @needs_matplotlib
+def test_the_reference_repeats_the_first_steps_only(tmp_path):
+    code = "from adamod_fused.demo import cli; cli.REFERENCE_STEPS = 5"
+    process = run("demo", *TINY, "--out", tmp_path, code=code)
+    assert process.returncode == 0, process.stderr
+    assert "after 5" in process.stdout
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert [len(run_["losses"]) for run_ in record["runs"]] == [12, 5, 12]
+    assert record["runs"][0]["losses"][:5] == record["runs"][1]["losses"]
+
+
+@needs_matplotlib
 def test_demo_that_diverges_still_ends_well(tmp_path):
     process = run("demo", *TINY, "--lr", "1e30", "--out", tmp_path)
     assert process.returncode == 0, process.stderr
@@ -286,3 +297,14 @@ def test_plain_progress_is_a_few_lines(capsys):
             advance(step, "fine")
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"train  {step}/100  fine" for step in (25, 50, 75, 100)]
+
+
+def test_plain_progress_is_never_silent_for_long(capsys, monkeypatch):
+    now = iter(range(100))
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    with PlainConsole().progress("train", 100) as advance:
+        for step in range(1, 11):
+            advance(step, "slow")
+    shown = [int(line.split()[1].split("/")[0]) for line in capsys.readouterr().out.splitlines()]
+    assert shown
+    assert max(b - a for a, b in zip([0, *shown], shown, strict=False)) <= 5

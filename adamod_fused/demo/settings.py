@@ -16,9 +16,8 @@ HEAD_SIZE = 32
 LARGEST_SEED = 2**63 - 1  # that torch takes
 
 LR_HELP = (
-    "learning rate of all three runs, the same from the first step to the last; the default is "
-    "high, where a warm-up matters; with 1e-3 Adam does well without one, and in so short a run "
-    "better than AdaMod"
+    "learning rate of all runs, constant; the default is high, where a warm-up matters; with 1e-3 "
+    "Adam needs no warm-up, and in a run this short ends lower than AdaMod"
 )
 BETA3_HELP = (
     "decay of AdaMod's bound, an average of Adam's rates over about 1/(1-beta3) steps that starts "
@@ -52,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = Settings()
     training = parser.add_argument_group("training")
     training.add_argument(
-        "--steps", type=_whole(2), metavar="N", help="optimizer steps of each of the three runs"
+        "--steps", type=_whole(2), metavar="N", help="optimizer steps of AdaMod and of Adam"
     )
     training.add_argument("--lr", type=_learning_rate, help=LR_HELP)
     training.add_argument("--beta3", type=_beta3, help=BETA3_HELP)

@@ -1,4 +1,6 @@
-"""One training run: the same model, batches and arithmetic whatever the optimizer.
+"""Training runs: the same model, batches and arithmetic whatever the optimizer.
+
+Runs take their steps in turn, so that a change of the machine's speed affects all of them.
 
 Bit-for-bit comparison needs more than equal seeds: the initial model and all batches are drawn on
 the CPU, attention takes the one implementation whose backward pass is deterministic everywhere,
@@ -53,8 +55,6 @@ class Run:
     """(steps done, loss) pairs; the first is before any step."""
     optimizer_seconds: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    """Every parameter and every optimizer state at the end, by name."""
 
     @property
     def last_losses(self) -> list[float]:
@@ -78,41 +78,50 @@ class Run:
         return 1e3 * statistics.median(self.step_seconds)
 
 
-def train(
-    contestant: Contestant,
-    settings: Settings,
-    text: Text,
-    device: torch.device,
-    *,
-    after_step: Callable[[int, Optimizer, float], None],
-) -> Run:
-    """Trains from scratch; ``after_step(steps done, optimizer, loss)`` watches, untimed."""
-    torch.manual_seed(settings.seed)
-    model = Transformer(
-        vocabulary=VOCABULARY,
-        width=settings.width,
-        layers=settings.layers,
-        context=settings.context,
-    ).to(device)
-    optimizer = contestant.build(list(model.parameters()))
-    windows = _validation_windows(text.validation, settings.context).to(device)
-    validate_at = {settings.steps * part // VALIDATIONS for part in range(1, VALIDATIONS + 1)}
+class Training:
+    """A run from scratch, one step at a time."""
 
-    run = Run(contestant)
-    run.validation.append((0, _evaluate(model, windows)))
-    for step, batch in enumerate(_batches(text.train.to(device), settings), start=1):
-        with _timed(device, run.step_seconds):
-            loss = _loss(model, batch)
-            optimizer.zero_grad()
+    def __init__(
+        self, contestant: Contestant, settings: Settings, text: Text, device: torch.device
+    ) -> None:
+        torch.manual_seed(settings.seed)
+        self._device = device
+        self._model = Transformer(
+            vocabulary=VOCABULARY,
+            width=settings.width,
+            layers=settings.layers,
+            context=settings.context,
+        ).to(device)
+        self.optimizer = contestant.build(list(self._model.parameters()))
+        self._windows = _validation_windows(text.validation, settings.context).to(device)
+        steps = settings.steps
+        self._validate_at = {steps * part // VALIDATIONS for part in range(1, VALIDATIONS + 1)}
+        self._batches = _batches(text.train.to(device), settings)
+        self.run = Run(contestant)
+        self.run.validation.append((0, _evaluate(self._model, self._windows)))
+
+    def step(self) -> float:
+        """Does one step and returns its loss."""
+        run, batch = self.run, next(self._batches)
+        with _timed(self._device, run.step_seconds):
+            loss = _loss(self._model, batch)
+            self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
-            with _timed(device, run.optimizer_seconds):
-                optimizer.step()
+            with _timed(self._device, run.optimizer_seconds):
+                self.optimizer.step()
         run.losses.append(loss.item())
-        if step in validate_at:
-            run.validation.append((step, _evaluate(model, windows)))
-        after_step(step, optimizer, run.losses[-1])
-    run.tensors = _tensors(model, optimizer)
-    return run
+        if len(run.losses) in self._validate_at:
+            run.validation.append((len(run.losses), _evaluate(self._model, self._windows)))
+        return run.losses[-1]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies of every parameter and every optimizer state, by name."""
+        tensors = {}
+        for name, parameter in self._model.named_parameters():
+            tensors[name] = parameter.detach().cpu().clone()
+            for state, tensor in self.optimizer.state[parameter].items():
+                tensors[f"{name}'s {state}"] = tensor.detach().cpu().clone()
+        return tensors
 
 
 @contextmanager
@@ -181,12 +190,3 @@ def _timed(device: torch.device, seconds: list[float]) -> Iterator[None]:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        tensors[name] = parameter.detach().cpu()
-        for state, tensor in optimizer.state[parameter].items():
-            tensors[f"{name}'s {state}"] = tensor.detach().cpu()
-    return tensors
