@@ -418,18 +418,17 @@ class FusedOptimizer(EditableStates):
         ``capturable``, and how states are stored, ``state_format``, ``weight_format`` and
         ``min_coded_numel``, stay as they are: values become codes by rounding to the nearest.
 
-        As in torch, a tensor that has this dtype and device already is taken over, not copied:
-        load a deep copy where two optimizers are to go on from one state dict.
+        As in torch, the memory of tensors that have this dtype and device already is taken over,
+        not copied: load a deep copy where two optimizers are to go on from one state dict. Where a
+        state of a parameter has to be converted, all its tensors are copied.
 
         Raises:
             TypeError, ValueError: the state dict does not fit; the optimizer is unchanged.
         """
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"a state dict is a dict, got {type(state_dict).__name__}")
-        with self._exclusion.of("load_state_dict()"), state_dicts.loading(self):
+        with state_dicts.loading(self):
             super().load_state_dict(state_dict)
-            if self._release is not None:
-                self._release.forget()
 
     def state_dict(self) -> dict[str, Any]:
         """As every optimizer's, of values: codes are decoded, exactly, into tensors of their own.

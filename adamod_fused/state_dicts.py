@@ -226,7 +226,11 @@ def _on_host(steps: list[Any]) -> list[Any]:
 def _as_kept(
     rule: Any, param: Tensor, saved: dict[str, Any], stored: formats.Formats
 ) -> dict[str, Tensor]:
-    """A parameter's entries of a state dict in the formats ``stored``."""
+    """A parameter's entries of a state dict in the formats ``stored``.
+
+    Either all tensors of the dict are taken over, or none, so that later steps cannot leave the
+    dict with a new step count and old states.
+    """
     step = torch.as_tensor(saved["step"], dtype=torch.float32, device="cpu")
     given = {
         name: saved[name].to(param.device)
@@ -239,7 +243,19 @@ def _as_kept(
     else:
         layout = dense_strides(local(param))
         entries = coded_states.in_formats(rule, param, given, stored, layout)
-    return {"step": step.reshape(()) if step.ndim else step, **entries}
+    are_taken_over = all(entries[name] is saved.get(name) for name in entries)
+    own = _with_own_version if are_taken_over else torch.clone
+    kept = {n: own(value) if value is saved.get(n) else value for n, value in entries.items()}
+    return {"step": own(step).reshape(()), **kept}
+
+
+def _with_own_version(tensor: Tensor) -> Tensor:
+    """The same memory with a version counter of its own.
+
+    The tensor may be a copy that another optimizer watches (copies.py). What this optimizer writes
+    is then no write to that copy.
+    """
+    return wrapped(local(tensor).data, tensor)
 
 
 def _without_holes(state: Tensor) -> Tensor:
@@ -255,13 +271,19 @@ def _without_holes(state: Tensor) -> Tensor:
 def loading(optimizer: FusedOptimizer) -> Iterator[None]:
     """While it lasts, ``load_state_dict`` checks what it is given and keeps what it should.
 
+    From the check to the restoration no other call may run. Hooks of the user's run before and
+    after that, so that they may call what they like.
+
     Raises:
         TypeError, ValueError: as ``check``, from ``load_state_dict``.
+        RuntimeError: another call is running.
     """
+    holds: list[object] = []
     loaded: list[tuple[Tensor, dict[str, Tensor]]] = []
     live = [{name: group[name] for name in LIVE} for group in optimizer.param_groups]
 
     def check(_: Any, given: dict[str, Any]) -> dict[str, Any]:
+        holds.append(optimizer._exclusion.of("load_state_dict()"))
         loaded.extend(_checked_entries(optimizer, given))
         # torch would cast all states to their parameters' dtype before `restore` drops them.
         ours = _ours(optimizer)
@@ -276,8 +298,10 @@ def loading(optimizer: FusedOptimizer) -> Iterator[None]:
             optimizer.state[param].update(entries)
         for group, keywords in zip(optimizer.param_groups, live, strict=True):
             group.update(keywords)
+        if optimizer._release is not None:
+            optimizer._release.forget()
+        holds.clear()
 
-    # Hooks of the user's run before the check and after the restoration.
     handles = (
         optimizer.register_load_state_dict_pre_hook(check),
         optimizer.register_load_state_dict_post_hook(restore, prepend=True),
@@ -285,6 +309,7 @@ def loading(optimizer: FusedOptimizer) -> Iterator[None]:
     try:
         yield
     finally:
+        holds.clear()  # where restore did not run
         for handle in handles:
             handle.remove()
 

@@ -104,6 +104,33 @@ def test_the_way_on_without_what_was_written() -> None:
     assert_same_training(optimizer, twin)
 
 
+@pytest.mark.parametrize("before", ["fp32", "16bit", "8bit"])
+@pytest.mark.parametrize("after", ["fp32", "16bit", "8bit"])
+def test_a_state_dict_that_another_optimizer_loads_and_steps(
+    before: str, after: str, tmp_path: Path
+) -> None:
+    """Its steps are no writes to the copies in the dict; a load in place is one."""
+    _, source = make((before, "plain"))
+    _, other = make((after, "plain"), seed=1, steps=3)
+    _, twin = make((after, "plain"), seed=1, steps=3)
+    folder = save(source.state_dict(), tmp_path)
+    state_dict = source.state_dict()
+    twin.load_state_dict(copy.deepcopy(state_dict))
+    other.load_state_dict(state_dict)
+    assert_same_states(other, twin)
+    train(other, range(1))
+    train(source, range(1))
+    state_dict = source.state_dict()
+    other.load_state_dict(state_dict)
+    load_in_place(state_dict, folder)
+    if before == "fp32":
+        source.step()  # it was restored
+    else:
+        with pytest.raises(RuntimeError, match=MESSAGE):
+            source.step()
+    other.step()
+
+
 def test_reading_a_state_dict_raises_nothing() -> None:
     _, optimizer = make(("8bit", "split"))
     kept = optimizer.state_dict()

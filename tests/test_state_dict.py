@@ -124,17 +124,22 @@ def test_states_that_fit_are_taken_over_as_torch_does_and_not_copied(dtype: torc
     target.load_state_dict(given)
     for index, param in enumerate(params_of(target)):
         for name in ("step", *STATES):
-            assert target.state[param][name] is given["state"][index][name], name
+            kept, saved = target.state[param][name], given["state"][index][name]
+            assert kept.data_ptr() == saved.data_ptr(), name
+            if kept.numel():
+                saved.fill_(7)
+                assert (kept == 7).all(), name
 
 
-def test_a_step_is_taken_over_beside_states_that_are_converted() -> None:
+def test_a_state_dict_whose_states_are_converted_can_be_loaded_again() -> None:
+    """A step count that the optimizer shared with the dict would go on counting there."""
     source, target = make_optimizer(torch.float64), make_optimizer(torch.float32)
     train(source, range(2))
     given = source.state_dict()
-    target.load_state_dict(given)
-    for index, param in enumerate(params_of(target)):
-        state, saved = target.state[param], given["state"][index]
-        assert [name for name in saved if state[name] is saved[name]] == ["step"]
+    for _ in range(2):
+        target.load_state_dict(given)
+        assert [int(target.state[param]["step"]) for param in params_of(target)] == [2] * 5
+        train(target, range(1))
 
 
 def test_parameters_without_state_stay_without_it() -> None:
@@ -223,6 +228,46 @@ def test_hooks_see_the_state_dict_before_and_the_restored_states_after() -> None
     ((exp_avg, lr),) = seen
     assert_same_bits(exp_avg, expected)
     assert lr == 0.25
+
+
+def test_hooks_may_call_the_optimizer() -> None:
+    source, target = make_optimizer(), make_optimizer()
+    train(source, range(2))
+    param = params_of(target)[0]
+    calls = []
+
+    def pre(optimizer: AdaMod, _: StateDict) -> None:
+        train(optimizer, range(1))
+        calls.append("pre")
+
+    def post(optimizer: AdaMod) -> None:
+        with optimizer.state_values(param) as values:
+            assert values["step"] == 2
+            values["exp_avg"].zero_()
+        optimizer.replace_param(param, param, lambda _, values: values)
+        optimizer.state_dict()
+        train(optimizer, range(1))
+        calls.append("post")
+
+    target.register_load_state_dict_pre_hook(pre)
+    target.register_load_state_dict_post_hook(post)
+    target.load_state_dict(source.state_dict())
+    assert calls == ["pre", "post"]
+    assert target.state[param]["step"] == 3
+
+
+def test_no_other_call_runs_between_the_check_and_the_restoration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = make_optimizer()
+    train(target, range(1))
+    given = target.state_dict()
+    monkeypatch.setattr(AdaMod, "__setstate__", lambda optimizer, _: optimizer.step())
+    with pytest.raises(RuntimeError, match=r"step\(\) was called while load_state_dict\(\)"):
+        target.load_state_dict(given)
+    monkeypatch.undo()
+    target.load_state_dict(given)  # nothing is held after an error
+    train(target, range(1))
 
 
 def test_a_hook_may_repair_what_would_not_load() -> None:
