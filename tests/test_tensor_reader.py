@@ -56,6 +56,35 @@ with torch.inference_mode(), FakeTensorMode(), Nothing():
 """
 
 
+# One of torch's C++ functions throws: it does not write to an inference tensor outside that mode.
+THROWING = """
+empty = torch.empty
+
+class Odd(torch.Tensor):
+    _version = 0
+
+    def requires_grad_(self, _=True):
+        return self
+
+def make(*args, **kwargs):
+    with torch.inference_mode():
+        return empty(*args, **kwargs).as_subclass(Odd)
+
+torch.empty = make
+print(extension.core.Table([], 0, True).fast)
+"""
+
+WITHOUT_THREADS = """
+import resource
+limits = resource.getrlimit(resource.RLIMIT_AS)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size, limits[1]))
+table = extension.core.Table([], 0, True)
+resource.setrlimit(resource.RLIMIT_AS, limits)
+print(table.fast)
+"""
+
+
 def output_of(script: str) -> str:
     command = [sys.executable, "-c", STEP + script]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -77,3 +106,12 @@ def test_the_experiment_is_outside_of_all_modes_of_the_first_step() -> None:
 
 def test_two_threads_may_take_their_first_step_at_once() -> None:
     assert output_of(TOGETHER) == "False"
+
+
+def test_an_experiment_in_which_torch_throws_finds_nothing() -> None:
+    assert output_of(THROWING) == "False"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
+def test_a_system_that_starts_no_thread_is_read_through_methods() -> None:
+    assert output_of(WITHOUT_THREADS) == "False"

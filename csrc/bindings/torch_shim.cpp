@@ -2,6 +2,8 @@
 
 #include <dlfcn.h>
 
+#include <exception>
+#include <system_error>
 #include <thread>
 
 namespace {
@@ -113,9 +115,8 @@ std::optional<TorchShim> find_in_torch() {
 std::optional<TorchShim> try_to_find() {
   try {
     return find_in_torch();
-  } catch (const py::builtin_exception&) {  // something is of another type than expected
-    return std::nullopt;
-  } catch (const py::error_already_set&) {  // a torch that lacks one of the names
+  } catch (const std::exception&) {
+    // A name is missing, something has another type, or one of torch's own functions raised.
     return std::nullopt;
   }
 }
@@ -125,10 +126,14 @@ std::optional<TorchShim> try_to_find() {
 std::optional<TorchShim> TorchShim::find() {
   std::optional<TorchShim> found;
   const py::gil_scoped_release release;
-  std::thread([&found] {
-    const py::gil_scoped_acquire acquire;
-    found = try_to_find();
-  }).join();
+  try {
+    std::thread([&found] {
+      const py::gil_scoped_acquire acquire;
+      found = try_to_find();
+    }).join();
+  } catch (const std::system_error&) {  // the system starts no thread
+    return std::nullopt;
+  }
   return found;
 }
 
