@@ -91,13 +91,15 @@ def test_codes_that_are_not_whole(name: str, backend: str) -> None:
     before.assert_unchanged()
 
 
+@pytest.mark.parametrize("size", [0, 2])
 @pytest.mark.parametrize("name", [EXPONENTS, REMAINDER])
-def test_freed_memory_beside_the_states_is_not_read(name: str, backend: str) -> None:
+def test_freed_memory_beside_the_states_is_not_read(name: str, size: int, backend: str) -> None:
     optimizer = stepped(backend)
     (param,) = optimizer.state
     before = param.detach().clone()
-    optimizer.state[param][name].untyped_storage().resize_(0)
-    with pytest.raises(ValueError, match=rf"{name} of parameter 0 .* elements and no memory"):
+    optimizer.state[param][name].untyped_storage().resize_(size)
+    says = f"a storage of {size} bytes" if size else "no memory"
+    with pytest.raises(ValueError, match=rf"{name} of parameter 0 .* elements and {says}"):
         optimizer.step()
     assert_same_bits(param, before)
 

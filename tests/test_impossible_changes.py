@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 import torch
-from helpers import OPTIONS, Snapshot, assert_same_bits, random_params, train_step
+from helpers import OPTIONS, STATES, Snapshot, assert_same_bits, random_params, train_step
 from stale_scripts import SHAPES, Script, groups_of
 from torch import nn
 
@@ -125,6 +125,35 @@ def test_weights_in_a_format_of_bfloat16_stay_bfloat16(
     with pytest.raises(ValueError, match=message):
         optimizer.step()
     before.assert_unchanged()
+
+
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize("is_view", [False, True])
+@pytest.mark.parametrize("name", ["param", "grad", *STATES, "step"])
+def test_a_storage_that_shrank_between_steps(name: str, is_view: bool, backend: str) -> None:
+    params = random_params((6,), (8,))
+    optimizer = AdaMod(params, **OPTIONS, backend=backend)
+    if is_view:  # the storage is long enough, but not from the first element on
+        buffer = torch.ones(12)
+        params[1].data = buffer[4:]
+    train_step(optimizer, 0)
+    entries = optimizer.state[params[1]]
+    tensor = {"param": params[1].data, "grad": params[1].grad, **entries}[name]
+    if is_view and name in STATES:
+        entries[name] = tensor = torch.zeros(12)[4:]
+    elif is_view and name == "grad":
+        params[1].grad = tensor = torch.ones(12)[4:]
+    optimizer.step()
+    size = 3 if name == "step" else 40 if is_view and tensor.storage_offset() else 16
+    tensor.untyped_storage().resize_(size)
+    weight = params[0].detach().clone()
+    who = {"param": "", "grad": "the gradient of "}.get(name, f"{name} of ")
+    message = rf"^{who}parameter 1 of group 0 has \d elements and a storage of {size} bytes"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            optimizer.step()
+    assert_same_bits(params[0], weight)
+    assert optimizer.state[params[0]]["step"] == 2
 
 
 @pytest.mark.usefixtures("reader")

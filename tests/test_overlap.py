@@ -19,7 +19,7 @@ from helpers import (
 )
 from torch import Tensor, nn
 
-from adamod_fused import AdaMod
+from adamod_fused import AdaMod, validation
 from adamod_fused.overlap import overlaps_itself, share_memory
 
 Spoil = Callable[[AdaMod, list[nn.Parameter]], None]
@@ -192,6 +192,26 @@ def test_gradients_may_share_memory_with_each_other(backend: str) -> None:
         params[0].grad = params[1].grad = torch.ones(1).expand(64)
         optimizer.step()
     assert all(optimizer.state[param]["step"] == 3 for param in params_of(optimizer))
+
+
+@pytest.mark.usefixtures("reader")
+def test_memory_that_a_frozen_parameter_left_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient there is looked at once; the parameter may not come back to it."""
+    params = random_params((64,), (64,))
+    optimizer = AdaMod(params, **OPTIONS, backend="cpu")
+    train_step(optimizer, 0)
+    left = params[0].data
+    params[0].data, params[0].grad = left.clone(), None
+    params[1].grad = left
+    looks: list[int] = []
+    check = validation.check_disjoint
+    monkeypatch.setattr(validation, "check_disjoint", lambda *a: (looks.append(1), check(*a)))
+    for _ in range(3):
+        optimizer.step()
+    assert not looks
+    params[0].data, params[0].grad = left, torch.ones(64)
+    with pytest.raises(ValueError, match=r"gradient of parameter 1 .* with parameter 0"):
+        optimizer.step()
 
 
 @pytest.mark.usefixtures("reader")

@@ -253,8 +253,11 @@ class Table {
   bool fill(Param& param);
   bool fill_coded(const Param& param, Coded& coded);
   void release(Param& param);
-  void note_addresses(Param& param, const Row& row, const float* step, const Coded* coded);
-  void note_grad(Param& param, const TensorView& view, bool is_dense);
+  bool note_addresses(Param& param, const Row& row, const float* step, const Coded* coded);
+  bool note_grad(Param& param, PyObject* grad, const TensorView& view, bool is_dense);
+  bool storages_hold(const Param& param) const;
+  std::int64_t exponents_bytes(const Param& param) const;
+  std::int64_t remainders_bytes(const Param& param) const;
   void add_spans(const Param& param, const Addresses& at);
   Addresses read_addresses(const Param& param);
   bool spans_are_apart();

@@ -255,7 +255,7 @@ bool Table::fill(Param& param) {
     }
     row.grad = view.data;
     const bool is_dense = lies_as(layout(param), view);
-    note_grad(param, view, is_dense);
+    if (!note_grad(param, grad, view, is_dense)) return false;
     param.is_staged |= !is_dense || reader_.is_neg(grad);
   }
 
@@ -277,6 +277,9 @@ bool Table::fill(Param& param) {
     return false;
   }
   auto* step = reinterpret_cast<float*>(view.data);
+  if (!note_addresses(param, row, step, batch.is_coded ? &batch.coded.back() : nullptr)) {
+    return false;
+  }
   if (batch.counts_on_device) {
     if (view.device_type != param.device_type || view.device_index != param.device_index) {
       return false;
@@ -290,7 +293,6 @@ bool Table::fill(Param& param) {
     param.step = step;
   }
 
-  note_addresses(param, row, step, batch.is_coded ? &batch.coded.back() : nullptr);
   param.is_due = true;
   row.first_chunk = batch.num_chunks;
   batch.num_chunks += param.num_chunks;

@@ -105,3 +105,11 @@ bool TensorReader::read_by_methods(PyObject* object, TensorView& view) {
   view.device_index = view.device_type == cpu_ || index.is_none() ? 0 : index.cast<std::int32_t>();
   return true;
 }
+
+bool TensorReader::is_held_by_methods(PyObject* object, std::int64_t bytes,
+                                      std::int32_t dtype) const {
+  const py::handle tensor(object);
+  const auto size = tensor.attr("untyped_storage")().attr("nbytes")().cast<std::int64_t>();
+  const auto offset = tensor.attr("storage_offset")().cast<std::int64_t>();
+  return offset * itemsize(dtype) + bytes <= size;
+}

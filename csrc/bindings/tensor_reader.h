@@ -83,6 +83,19 @@ class TensorReader {
   // Tells autograd that `tensor` has been written. Throws for a tensor of inference mode outside.
   void bump_version(PyObject* tensor) const { shim_->bump_version(shim_->handle(tensor)); }
 
+  // Whether the storage of `tensor`, which `read` has read, has the `bytes` from its first element
+  // on: somebody may have resized the storage, which leaves shape and strides as they were.
+  bool is_held(PyObject* tensor, std::int64_t bytes, std::int32_t dtype) const {
+    if (!shim_ || shim_->get_storage_size == nullptr || shim_->get_storage_offset == nullptr) {
+      return is_held_by_methods(tensor, bytes, dtype);
+    }
+    void* const handle = shim_->handle(tensor);
+    std::int64_t size = 0, offset = 0;
+    return shim_->get_storage_size(handle, &size) == 0 &&
+           shim_->get_storage_offset(handle, &offset) == 0 &&
+           offset * itemsize(dtype) + bytes <= size;
+  }
+
   // Asks for the memory that `read` of this tensor will want. A hint, good for three cache lines,
   // the size of torch's TensorImpl: nothing is read.
   void prefetch(PyObject* tensor) const {
@@ -118,6 +131,7 @@ class TensorReader {
   bool number_names(const py::module_& torch);
 
   bool read_by_methods(PyObject* tensor, TensorView& view);
+  bool is_held_by_methods(PyObject* tensor, std::int64_t bytes, std::int32_t dtype) const;
 
   std::optional<TorchShim> shim_;
   py::object tensor_type_;               // torch.Tensor

@@ -98,6 +98,8 @@ std::optional<TorchShim> find_in_torch() {
     return std::nullopt;
   }
   look_up(shim.library, "get_layout", shim.get_layout);
+  look_up(shim.library, "get_storage_size", shim.get_storage_size);
+  look_up(shim.library, "get_storage_offset", shim.get_storage_offset);
 
   const py::module_ torch = py::module_::import("torch");
   const py::object aoti = torch.attr("_C").attr("_aoti");

@@ -41,7 +41,8 @@ struct TorchShim {
   Getter<std::int64_t> get_dim;
   Getter<const std::int64_t*> get_sizes, get_strides;
   Getter<std::int32_t> get_dtype, get_device_type, get_device_index;
-  Getter<std::int32_t> get_layout;  // null in older releases
+  Getter<std::int32_t> get_layout;                            // null in older releases
+  Getter<std::int64_t> get_storage_size, get_storage_offset;  // bytes, elements; null where missing
 
   // C++ functions of torch's, by the names that the compiler gives them; null where there is none
   // of that name. They take a tensor by reference, and a reference to a tensor is a handle.
