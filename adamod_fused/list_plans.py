@@ -49,7 +49,11 @@ class ListPlan(Plan):
         Returns:
             False, with nothing taken down, where they are not like those that the plan was made of.
         """
-        return self._load(lists, beside)
+        # Spans of memory that meet may still interleave: a new plan looks at every element.
+        if self._load(lists, beside) and not self._table.may_overlap:
+            return True
+        self._table.forget()
+        return False
 
     def _load(self, lists: Sequence[Sequence[Tensor | None]], beside: Lists) -> bool:
         params, grads, *states, steps = lists

@@ -310,6 +310,26 @@ def test_inference_tensors_are_refused(name: str, made: list[int]) -> None:
         given.step()
 
 
+def test_a_storage_that_shrank_is_refused(made: list[int]) -> None:
+    given = Lists((6,), (6,))
+    given.check_step()
+    given["exp_avg"][1].untyped_storage().resize_(16)
+    with pytest.raises(ValueError, match=r"exp_avg of parameter 1 .* a storage of 16 bytes"):
+        given.step()
+
+
+def test_views_that_interleave_are_stepped(made: list[int]) -> None:
+    given = Lists((8,), (8,))
+    given.check_step()
+    columns = torch.stack(given["params"], dim=1)
+    given["params"] = [columns[:, 0], columns[:, 1]]
+    for _ in range(2):
+        given.check_step()
+    given["params"][1] = columns[:, 0].detach()
+    with pytest.raises(ValueError, match="share memory"):
+        given.step()
+
+
 def test_memory_is_looked_at_where_addresses_change(made: list[int]) -> None:
     """The tensors are the same, what they lie in is not: then it is, and then again is not."""
     given = Lists((6,), (6,))

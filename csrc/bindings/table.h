@@ -126,8 +126,8 @@ class Table {
   // Fills the batches for one step from lists of tensors that belong to a caller: a parameter, a
   // gradient, states and a step count for each parameter that a batch serves, in order; exponents
   // and remainders for those of them that have any. The parameters need not be those that were
-  // added, only like them. False where a tensor is not like its predecessor, where `may_overlap`,
-  // where a parameter is given twice, or where an exponent on the CPU is none that a step writes.
+  // added, only like them. False where a tensor is not like its predecessor, where a parameter is
+  // given twice, or where an exponent on the CPU is none that a step writes.
   bool load(const py::object& params, const py::object& grads, const py::tuple& states,
             const py::object& steps, const py::object& exponents, const py::object& remainders);
 

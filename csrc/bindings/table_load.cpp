@@ -17,7 +17,7 @@ bool Table::load(const py::object& params, const py::object& grads, const py::tu
       lists.emplace_back(py::reinterpret_borrow<py::object>(state));
     }
     if (gather_lists(lists, Items(exponents), Items(remainders)) && all_strided() &&
-        fill_gathered() && exponents_are_sound() && are_distinct() && !may_overlap_) {
+        fill_gathered() && exponents_are_sound() && are_distinct()) {
       return true;
     }
   } catch (...) {
