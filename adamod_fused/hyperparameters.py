@@ -49,9 +49,8 @@ def is_sequence(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return True
     if isinstance(value, Tensor):
-        return (
-            value.ndim == 1 and len(value) != 1
-        )  # torch takes one of a single element as a number
+        # torch takes a tensor of one element as a number.
+        return value.ndim == 1 and len(value) != 1
     kind = type(value)
     is_indexed = hasattr(kind, "__len__") and hasattr(kind, "__getitem__")
     is_other = isinstance(value, (str, bytes, Mapping))

@@ -68,10 +68,17 @@ def step(
 
 
 def _kind_of(
-    rule: Any, params: Sequence[Tensor], backend: str | None, fused: bool, coding: Coding | None
+    rule: Any, params: Sequence[Tensor], backend: Any, fused: Any, coding: Coding | None
 ) -> Hashable | None:
-    """What a plan is made of and does not check in the tensors; None where none is to be kept."""
-    if extension.core is None or fake.in_fake_mode():  # in which real tensors are refused
+    """The key of a plan: all that it depends on and does not check again.
+
+    None where no plan can be kept: without the extension, in fake mode, which refuses real tensors,
+    and for arguments that the step will refuse.
+    """
+    if extension.core is None or fake.in_fake_mode():
+        return None
+    # Such arguments may have no hash, or be equal to good ones, as 1 is to True.
+    if not (backend is None or isinstance(backend, str)) or not isinstance(fused, bool):
         return None
     params_kind = extension.core.kind_of_params(params)
     if params_kind is None:

@@ -70,6 +70,7 @@ class FusedOptimizer(EditableStates):
     def _forget_plan(self) -> None:
         self._plan: Plan | None = None
         self._checked: list[dict[str, Any]] = []  # hyperparameters that passed, a dict a group
+        self._checked_types: list[list[type]] = []  # since 1 equals True
         self._counts_on_device = False  # needed by something that only a device knows
         self._hyperparameter_names = [n for n in self.defaults if n not in KEYWORDS]
         self._copies = Copies()  # of states, in state dicts
@@ -403,10 +404,11 @@ class FusedOptimizer(EditableStates):
         """The rule's hyperparameters of each param group, as numbers, checked where changed."""
         names = self._hyperparameter_names
         values = [{name: as_numbers(g[name]) for name in names} for g in self.param_groups]
-        if values != self._checked:
+        types = [list(map(type, group.values())) for group in values]
+        if values != self._checked or types != self._checked_types:
             for group in self.param_groups:
                 self._check_group(group)
-            self._checked = values
+            self._checked, self._checked_types = values, types
             on_device = any(is_on_device(v) for group in values for v in group.values())
             self._counts_on_device |= on_device
         return values

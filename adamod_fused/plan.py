@@ -37,6 +37,15 @@ GradOf = Callable[[Tensor], "Tensor | None"]
 _how = operator.itemgetter(*execution.DEFAULTS, *formats.DEFAULTS)
 
 
+def _requests(groups: Groups) -> list[Any]:
+    """How each param group is to be stepped: the values of its keywords, and their types.
+
+    1 equals True and is not checked as True is.
+    """
+    values = [_how(group) for group in groups]
+    return values + [tuple(map(type, each)) for each in values]
+
+
 def is_capturing() -> bool:
     """Whether what is launched now goes into a CUDA graph, to be run later and again."""
     is_used: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
@@ -91,7 +100,7 @@ class Plan:
         self._ordinals = ordinals
         self._rule = rule
         self._grad_of = grad_of
-        self._requested = [_how(group) for group in groups]
+        self._requested = _requests(groups)
         self._batches: list[Batch] = []
         self._chosen: dict[Any, Backend | None] = {}
         validation.check_distinct(groups)
@@ -117,7 +126,7 @@ class Plan:
                 complete = states.complete(rule, member, batch, entries)
                 if complete is not entries:
                     state[member.param] = complete
-        self._table: Any = self._make_table(state, fast) if self._batches else None
+        self._table: Any = self._make_table(groups, state, fast) if self._batches else None
         self._kernels: Kernels | None = None
         if self._table is not None:
             self._kernels = Kernels(rule, self._table, self._batches, self._members)
@@ -188,8 +197,8 @@ class Plan:
             if grad is not None and _is_in_memory(local(grad)):
                 yield local(grad), f"the gradient of {member.label}"
 
-    def _make_table(self, state: State, fast: bool) -> Any:
-        table = extension.core.Table(list(self._rule.states), len(self._requested), fast)
+    def _make_table(self, groups: Groups, state: State, fast: bool) -> Any:
+        table = extension.core.Table(list(self._rule.states), len(groups), fast)
         if (known := dtensor_type()) is not None:
             table.know_dtensor(known, sharding_fields())
         for batch in self._batches:
@@ -212,7 +221,7 @@ class Plan:
         Raises:
             TypeError, ValueError, RuntimeError: as the constructor.
         """
-        if [_how(group) for group in groups] != self._requested:
+        if _requests(groups) != self._requested:
             return False
         if fake.in_fake_mode():
             for member in self._members:
@@ -240,7 +249,7 @@ class Plan:
             self._table.accept_overlap()
 
     def _reference_addresses(self) -> list[Any]:
-        """Of what the reference is to read and write; others where the table's tensors move."""
+        """The addresses that the reference reads and writes, and how often the table's changed."""
         found: list[Any] = [0 if self._table is None else self._table.num_moves]
         for member, grad, entries in self._due_by_reference:
             written = (tensor for _, tensor in coded_states.written(entries, self._rule.states))

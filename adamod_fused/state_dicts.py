@@ -170,7 +170,7 @@ def check(optimizer: FusedOptimizer, state_dict: dict[str, Any]) -> list[Whose]:
         for name, tensor in coded_states.written(saved, optimizer.rule.states):
             check_values(param, tensor, f"{name} of {label}")
     named = [(label, saved) for _, saved, label, _ in whose]
-    value_checks.check_memory(optimizer.rule, named)
+    value_checks.check_disjoint_states(optimizer.rule, named)
     value_checks.check(optimizer.rule, named)
     return whose
 

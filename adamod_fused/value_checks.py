@@ -59,7 +59,7 @@ def check(rule: Any, named: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
             raise ValueError(error)
 
 
-def check_memory(rule: Any, named: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+def check_disjoint_states(rule: Any, named: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
     """Raises where elements of one state, or two states, share memory.
 
     Raises:

@@ -184,6 +184,26 @@ def test_another_backend_is_another_plan(made: list[int], monkeypatch: pytest.Mo
         given.step(backend="cuda")
 
 
+@pytest.mark.parametrize("backend", [["cpu"], {}, 1, "tpu"], ids=repr)
+def test_a_bad_backend_is_refused_whatever_was_planned(backend: Any, made: list[int]) -> None:
+    given = Lists(*SHAPES)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="backend must be one of"):
+            given.step(backend=backend)
+        given.check_step()
+    assert len(made) == 1
+
+
+def test_a_keyword_that_equals_a_good_one_is_refused(made: list[int]) -> None:
+    given = Lists(*SHAPES)
+    tensors = [given[name] for name in NAMES]
+    values = {**OPTIONS, "variant": "paper", "maximize": False}
+    lists.step(AdaMod.rule, tensors, values, "cpu", fused=True)
+    with pytest.raises(TypeError, match="fused must be None, True or False, got 1"):
+        lists.step(AdaMod.rule, tensors, values, "cpu", fused=1)  # type: ignore[arg-type]
+    assert len(made) == 1
+
+
 def test_plans_of_lists_that_differ_in_shapes_are_kept_at_a_time(made: list[int]) -> None:
     several = [Lists((n,)) for n in range(1, 6)]
     for given in several * 3:

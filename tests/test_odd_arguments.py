@@ -170,6 +170,30 @@ def test_bad_values_change_nothing(
     before.assert_unchanged()
 
 
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("maximize", True, 1),
+        ("maximize", False, 0.0),
+        ("fused", False, 0),
+        ("foreach", True, 1.0),
+        ("capturable", False, 0),
+        ("differentiable", False, 0),
+    ],
+)
+def test_a_bad_value_that_equals_a_good_one_is_refused(
+    name: str, good: bool, bad: Any, backend: str
+) -> None:
+    optimizer = trained(**{name: good}, backend=backend)
+    before = Snapshot(optimizer)
+    optimizer.param_groups[0][name] = bad
+    with pytest.raises(TypeError, match=f"{name} must be .*True"):
+        optimizer.step()
+    optimizer.param_groups[0][name] = good
+    before.assert_unchanged()
+    train(optimizer, range(1))
+
+
 def test_a_param_group_without_parameters() -> None:
     with pytest.raises(ValueError, match=r"lacks 'params' \(it has 'lr', 'eps'\)"):
         AdaMod([{"lr": 0.1, "eps": 0.1}])

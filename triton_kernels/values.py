@@ -192,5 +192,5 @@ def _three(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _unsigned(tensor: Tensor) -> Tensor:
-    """What has 16 bits as integers without a sign."""
+    """A view as uint16 of a tensor with 16-bit elements; any other tensor as it is."""
     return tensor.view(torch.uint16) if tensor.dtype.itemsize == 2 else tensor

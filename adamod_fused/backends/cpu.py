@@ -99,6 +99,6 @@ class CpuBackend:
 
 
 def _prefer_huge_pages(*tensors: Tensor) -> None:
-    """Of tensors that nothing has written yet."""
+    """Asks the system for huge pages for new tensors, before anything is written to them."""
     for tensor in tensors:
         extension.core.prefer_huge_pages(tensor.data_ptr(), tensor.nbytes)
