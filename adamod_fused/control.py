@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler, OptState
 
 from .backends.extension import in_float_environment
+from .fingerprints import Fingerprint
 from .validation import check_range
 
 EPS = 1e-6
@@ -41,8 +42,8 @@ class Clip(NamedTuple):
     """0-dim float32, 1 where a gradient is not finite, for a loss scale folded in; else 0."""
     scaled: bool
     """Whether a loss scale is folded in."""
-    fingerprint: Any
-    """Of the gradients that were clipped: ``Plan.fingerprint``."""
+    fingerprint: Fingerprint
+    """Of the gradients that were clipped."""
 
     def __deepcopy__(self, _: dict[int, Any]) -> Clip:
         return self  # of the same gradients, so that a step with copies of them raises
@@ -103,7 +104,7 @@ def inverse(grad_scale: Tensor) -> Tensor:
 @torch.no_grad()
 @in_float_environment
 def clip_of(
-    sum_squares: Tensor, max_norm: float, scale: Tensor | None, fingerprint: Any
+    sum_squares: Tensor, max_norm: float, scale: Tensor | None, fingerprint: Fingerprint
 ) -> tuple[Tensor, Clip]:
     """The norm of the unscaled gradients, 0-dim float32, and what the step needs of it.
 

@@ -16,11 +16,12 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.optimizer import ParamsT
 
-from . import execution, finite, formats, state_dicts, validation
+from . import execution, fingerprints, finite, formats, state_dicts, validation
 from .bound_stats import BoundTracker
 from .control import Clip, HandedOver, check_max_norm, clip_of, control, hand_over, scale_of
 from .copies import Copies
 from .exclusion import Exclusion
+from .fingerprints import Fingerprint
 from .hyperparameters import as_integer, as_kept, as_numbers, is_on_device
 from .memory_report import MemoryReport, memory_report
 from .plan import Plan, is_capturing
@@ -201,13 +202,10 @@ class FusedOptimizer(EditableStates):
             )
         if found_inf is not None or (self._clip is not None and self._clip.scaled):
             self._counts_on_device = True
-        plan = self._refreshed_plan()
         clip = self._clip
+        plan = self._refreshed_plan(None if clip is None else clip.fingerprint)
         if clip is not None and not plan.has_fingerprint(clip.fingerprint):
-            raise RuntimeError(
-                "gradients changed after clip_grad_norm_(); call it right before step(), after "
-                "the last backward pass; optimizer.zero_grad() drops a clip that no step used"
-            )
+            raise fingerprints.error()
         look = self._tracker.look(self.param_groups, hyperparameters)
         plan.run(hyperparameters, control(grad_scale, found_inf, clip), look)
         self._clip = None  # not before: a step that fails is done again with its clip
@@ -232,8 +230,8 @@ class FusedOptimizer(EditableStates):
         beside = self._release is not None or self._tracker.every > 0
         return beside or self._clip is not None or any(value is not None for value in self._amp())
 
-    def _refreshed_plan(self) -> Plan:
-        """The plan, with the tensors of now taken down."""
+    def _refreshed_plan(self, clipped: Fingerprint | None = None) -> Plan:
+        """The plan, with the tensors of now taken down; a new one only for ``clipped``, if any."""
         if self._copies:
             self._copies.check()
         plan = self._plan
@@ -250,7 +248,9 @@ class FusedOptimizer(EditableStates):
             for group in self.param_groups:
                 self._check_group(group)
             there = self._counts_on_device
-            plan = Plan(self.rule, self.param_groups, self.state, counts_on_device=there)
+            plan = Plan(
+                self.rule, self.param_groups, self.state, counts_on_device=there, clipped=clipped
+            )
             if not plan.refresh(self.param_groups, self.state):
                 raise RuntimeError("parameters changed while they were being stepped")
             self._plan = plan

@@ -9,7 +9,6 @@ gradients' addresses. It is a cache: all in it can be made again from ``param_gr
 from __future__ import annotations
 
 import operator
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -17,13 +16,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import by_reference, coded_states, execution, fake, formats, norm, states, validation
+from . import (
+    by_reference,
+    coded_states,
+    execution,
+    fake,
+    fingerprints,
+    formats,
+    norm,
+    states,
+    validation,
+)
 from .backends import Backend, choose, extension
 from .backends.extension import in_float_environment
 from .bound_stats import Look
 from .codes import key_of
 from .control import Control
 from .dtensor import dtensor_type, first_index, local, sharding_fields
+from .fingerprints import Fingerprint
 from .hyperparameters import on_host
 from .interrupts import deferred
 from .kernels import Kernels
@@ -52,11 +62,6 @@ def is_capturing() -> bool:
     return is_used and torch.cuda.is_current_stream_capturing()
 
 
-def _version(tensor: Tensor) -> int | None:
-    """How often it was written; None for one made in inference mode, which does not count."""
-    return None if tensor.is_inference() else tensor._version
-
-
 def _is_in_memory(tensor: Tensor) -> bool:
     """Whether a tensor has elements that lie at its address."""
     return validation.is_plain(tensor) and not tensor.is_meta
@@ -77,6 +82,7 @@ class Plan:
         counts_on_device: step counts are kept on their parameters' device wherever a kernel can
             count there; else only where they are already or ``capturable`` asks for it.
         ordinals: numbers of the parameters, which choose their random bits; none counts them.
+        clipped: the gradients that a clip is of; None allows any.
         may_wait: False looks at no exponent that a device would have to be waited for.
         fast: False reads tensors through Python methods whatever torch offers.
 
@@ -93,6 +99,7 @@ class Plan:
         *,
         counts_on_device: bool = False,
         ordinals: Sequence[int] = (),
+        clipped: Fingerprint | None = None,
         may_wait: bool = True,
         fast: bool = True,
     ) -> None:
@@ -115,6 +122,10 @@ class Plan:
             [(m.label, state[m.param]) for m in read if state.get(m.param)], rule.states
         )
         validation.check_disjoint(self._written(state), self._read())
+        if clipped is not None:  # before states are made or converted
+            due = (g for m in self._members if (g := grad_of(m.param)) is not None)
+            if not fingerprints.are_equal(clipped, fingerprints.of(due)):
+                raise fingerprints.error()
         self._by_reference = [m for m in self._members if m.batch == BY_REFERENCE]
         self._due_by_reference: list[ReferenceStep] = []
         self._addresses: list[Any] = []  # of the last step's of them
@@ -386,22 +397,14 @@ class Plan:
             self._parts = norm.parts((i, m.param, self._batches[m.batch]) for i, m in served)
         return self._parts
 
-    def fingerprint(self) -> Any:
-        """Which gradients ``refresh`` took down, by weak references, and their versions."""
+    def fingerprint(self) -> Fingerprint:
+        """Which gradients ``refresh`` took down."""
         by_table = self._table.fingerprint() if self._table is not None else []
-        grads = [step.grad for step in self._due_by_reference]
-        return by_table, [(weakref.ref(grad), _version(grad)) for grad in grads]
+        return by_table + fingerprints.of(step.grad for step in self._due_by_reference)
 
-    def has_fingerprint(self, fingerprint: Any) -> bool:
-        """Whether the gradients are those of a ``fingerprint``, unchanged."""
-        by_table, by_reference = fingerprint
-        is_same = not by_table if self._table is None else self._table.has_fingerprint(by_table)
-        grads = [step.grad for step in self._due_by_reference]
-        return (
-            is_same
-            and len(grads) == len(by_reference)
-            and all(
-                known() is grad and version == _version(grad)
-                for grad, (known, version) in zip(grads, by_reference, strict=True)
-            )
-        )
+    def has_fingerprint(self, fingerprint: Fingerprint) -> bool:
+        """Whether the gradients are those of a ``fingerprint``, unchanged, in any order."""
+        in_table_alone = self._table is not None and not self._due_by_reference
+        if in_table_alone and self._table.has_fingerprint(fingerprint):  # the fast way
+            return True
+        return fingerprints.are_equal(fingerprint, self.fingerprint())

@@ -6,7 +6,7 @@ import copy
 import math
 import pickle
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -167,6 +167,51 @@ def test_gradients_that_change_where_the_next_plan_has_no_table() -> None:
     with pytest.raises(RuntimeError, match="gradients changed after clip_grad_norm_"):
         optimizer.step()
     before.assert_unchanged()
+
+
+def pop_a_state(optimizer: AdaMod) -> None:
+    optimizer.state.pop(params_of(optimizer)[0])
+
+
+def convert_states(optimizer: AdaMod) -> None:
+    for group in optimizer.param_groups:
+        group.update(state_format="8bit", min_coded_numel=0)
+
+
+def turn_params_around(optimizer: AdaMod) -> None:
+    for group in optimizer.param_groups:
+        group["params"].reverse()
+
+
+def step_by_reference(optimizer: AdaMod) -> None:
+    optimizer.param_groups[0]["backend"] = "reference"
+
+
+@pytest.mark.parametrize(
+    "change", [pop_a_state, convert_states, turn_params_around, step_by_reference]
+)
+def test_a_plan_made_anew_after_the_clip(
+    change: Callable[[AdaMod], None], any_backend: str
+) -> None:
+    """It steps the same gradients, and raises for others before it makes or converts states."""
+    optimizer, twin = (make_optimizer(backend=any_backend) for _ in range(2))
+    for each in (optimizer, twin):
+        train_step(each, 0)
+        set_random_grads(params_of(each), 1)
+    change(twin)
+    optimizer.clip_grad_norm_(1e-2)
+    twin.clip_grad_norm_(1e-2)
+    change(optimizer)
+    params = params_of(optimizer)
+    before = Snapshot(optimizer)
+    clipped, params[2].grad = params[2].grad, torch.ones_like(params[2])
+    with pytest.raises(RuntimeError, match="gradients changed after clip_grad_norm_"):
+        optimizer.step()
+    before.assert_unchanged()
+    params[2].grad = clipped
+    optimizer.step()
+    twin.step()
+    assert_same_training(optimizer, twin)
 
 
 def test_a_step_that_fails_keeps_the_clip(any_backend: str) -> None:
