@@ -284,10 +284,7 @@ void Table::advance(int index) {
     bump(tensor.ptr());
     if (dtensors_.is_dtensor(tensor.ptr())) bump(dtensors_.local(tensor.ptr()));
   };
-  constexpr std::size_t ahead = 3;
-  for (std::size_t i = 0; i < stepped.size(); ++i) {
-    if (i + ahead < stepped.size()) prefetch_versions(*stepped[i + ahead]);
-    const Param* const param = stepped[i];
+  for (const Param* param : stepped) {
     bump_with_local(param->object);
     for (std::size_t k = 1; k <= entry_names_.size(); ++k) bump_with_local(param->held[k]);
     if (param->coding < 0) continue;

@@ -248,7 +248,6 @@ class Table {
   bool are_distinct() const;
   void prefetch_objects(std::size_t turn) const;
   void prefetch(const Param& param) const;
-  void prefetch_versions(const Param& param) const;
   bool is_trusted(PyObject* tensor) const;
   bool fill(Param& param);
   bool fill_coded(const Param& param, Coded& coded);

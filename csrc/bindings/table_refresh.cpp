@@ -172,13 +172,6 @@ void Table::prefetch(const Param& param) const {
   for (std::size_t i = 0; i <= entry_names_.size(); ++i) reader_.prefetch(param.held[i].ptr());
 }
 
-void Table::prefetch_versions(const Param& param) const {
-  reader_.prefetch_version(param.object.ptr());
-  for (std::size_t k = 1; k <= entry_names_.size(); ++k) {
-    reader_.prefetch_version(param.held[k].ptr());
-  }
-}
-
 void Table::clear() {
   for (const std::size_t index : gathered_) release(params_[index]);
   gathered_.clear();

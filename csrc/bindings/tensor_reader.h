@@ -104,11 +104,6 @@ class TensorReader {
     for (int line = 0; line < 3; ++line) __builtin_prefetch(implementation + 64 * line);
   }
 
-  // The same for `bump_version`, which wants the first line only.
-  void prefetch_version(PyObject* tensor) const {
-    if (shim_ && tensor != nullptr) __builtin_prefetch(shim_->implementation(tensor));
-  }
-
  private:
   PyTypeObject* tensor_type() const { return reinterpret_cast<PyTypeObject*>(tensor_type_.ptr()); }
 
