@@ -1,10 +1,8 @@
 """As TorchTitan holds optimizers: one for each part of the model, configured by plain keywords.
 
-One state dict by parameter names serves all of them; the run that loads it goes on bit for bit. It
-loads into states of another format too.
+One state dict by parameter names holds all of them. It loads into states of any format.
 """
 
-import copy
 from itertools import pairwise
 
 import torch
@@ -13,8 +11,7 @@ from torch.distributed.checkpoint import state_dict as by_name
 
 from adamod_fused import AdaMod
 
-CONFIG = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
-CONFIG |= {"fused": True, "foreach": False}
+CONFIG = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.1, "fused": True, "foreach": False}
 FLAT = by_name.StateDictOptions(flatten_optimizer_state_dict=True)
 torch.manual_seed(0)
 X = torch.randn(64, 8)
@@ -50,17 +47,13 @@ for part, optimizer in zip(*first, strict=True):
     weights |= part.state_dict()
     saved |= by_name.get_optimizer_state_dict(part, optimizer, options=FLAT)
 assert {"state.8-16.weight.exp_avg_lr", "param_groups.32-1.bias.beta3"} <= saved.keys()
-quantized = build(seed=2, state_format="8bit", min_coded_numel=0)
-for run in (resumed, quantized):
-    own = copy.deepcopy(saved)  # a load takes over the tensors that it is given
+for run in (build(seed=2, state_format="8bit", min_coded_numel=0), resumed):
     for part, optimizer in zip(*run, strict=True):
         part.load_state_dict({name: weights[name] for name in part.state_dict()})
-        by_name.set_optimizer_state_dict(part, optimizer, own, options=FLAT)
-train(*resumed, 30)
-in_8bit = train(*quantized, 30)
+        by_name.set_optimizer_state_dict(part, optimizer, saved, options=FLAT)
+    assert train(*run, 30) < 0.2 * start
 
 assert end < 0.2 * start, (start, end)
-assert in_8bit < 0.2 * start, (start, in_8bit)
 for part, expected in zip(resumed[0], whole[0], strict=True):
     assert all(map(torch.equal, part.parameters(), expected.parameters())), "resumed differs"
 print(f"TorchTitan style: resumed bit for bit; loss {start:.3f} -> {end:.3f}")
