@@ -227,15 +227,15 @@ class FullDiskError(OSError):
 
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On which a written text ends in its middle."""
-    write = Path.write_text
+    """On which no JSON file gets its name."""
+    rename = Path.replace
 
-    def half(path: Path, text: str) -> None:
-        write(path, text[: len(text) // 2])
-        if path.suffix != ".tsv":
+    def full(path: Path, target: Path) -> Path:
+        if target.suffix == ".json":
             raise FullDiskError
+        return rename(path, target)
 
-    monkeypatch.setattr(Path, "write_text", half)
+    monkeypatch.setattr(Path, "replace", full)
 
 
 def test_facts_are_written_whole_or_not_at_all(debian: Path, full_disk: None) -> None:
