@@ -46,7 +46,11 @@ class Look:
 
     def hovered(self, key: str, where: dict | list[dict]) -> str:
         """What the figure shows at a place, as Plotly.Fx.hover takes it."""
+        labels = f"document.querySelectorAll('#plot-{key} .hoverlayer text')"
+        # Plotly delays a hover that follows another closely, and shows the old one meanwhile.
+        self.page.evaluate(f"Plotly.Fx.unhover('plot-{key}')")
         self.page.evaluate(f"Plotly.Fx.hover('plot-{key}', {json.dumps(where)})")
+        self.page.wait_for_function(f"{labels}.length > 0")
         return " ".join(self.page.locator(f"#plot-{key} .hoverlayer text").all_text_contents())
 
     def luminance(self, x: int = 3, y: int = 3) -> float:

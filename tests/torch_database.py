@@ -73,7 +73,7 @@ def optim_error_inputs_func_adamod(device: object, dtype: torch.dtype) -> list[A
         # Every hyperparameter of AdaMod that is no number gets this one error.
         if everyones_error.optimizer_error_input.desc == "Tensor lr must be 1-element":
             everyones_error.error_type = TypeError
-            everyones_error.error_regex = "lr must be a number, got tensor"
+            everyones_error.error_regex = "lr must be a number, got a torch.float32 tensor"
     sparse = Parameter(torch.ones(3, device=device, dtype=dtype))
     sparse.grad = torch.ones(3, device=device, dtype=dtype).to_sparse()
     complex_param = Parameter(torch.ones(3, device=device, dtype=torch.complex64))
