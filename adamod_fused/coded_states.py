@@ -36,7 +36,7 @@ def are_coded(entries: Entries, names: Sequence[str], who: str = "a parameter") 
     """Whether a parameter's states are codes.
 
     Raises:
-        TypeError: block exponents stand beside a state that holds no codes, or codes of another
+        TypeError: there are block exponents for a state that holds no codes, or codes of another
             format than the first.
     """
     if not isinstance(entries, dict) or EXPONENTS not in entries:

@@ -50,7 +50,7 @@ class Cost:
 
     step_ms: Spread
     steps: dict[str, Spread]
-    """Of each of OPERATIONS, how many steps of the same round it takes as long as."""
+    """The time of each of OPERATIONS, divided by that of a step of the same round."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class SavingRecord(machine.Origin):
 
 
 def dearest(record: SavingRecord) -> float:
-    """Of saving and loading in all formats, the one that takes the most steps' time."""
+    """The largest time, in steps, of saving and loading in any format."""
     return max(
         cost.steps[name].median for cost in record.costs.values() for name in ("save", "load")
     )
@@ -77,7 +77,7 @@ TARGET = HostTarget(
 
 
 def measure(params: ParamList, state_format: str, rounds: int) -> Cost:
-    """Of states of float32 parameters, after rounds that do not count."""
+    """Measures states of float32 parameters, after rounds that do not count."""
     data = ValuesAndGrads.make(params.shapes, torch.float32, CPU)
     tensors = [torch.nn.Parameter(value) for value in data.values]
     for tensor, grad in zip(tensors, data.grads, strict=True):

@@ -35,7 +35,7 @@ def empty_params(device: str = "cpu") -> list[nn.Parameter]:
 
 
 def described(value: Any) -> Any:
-    """Of tensors what they are without their values, wherever they stand."""
+    """Tensors as their shapes and dtypes, without values, at any depth."""
     if isinstance(value, Tensor):
         return value.dtype, tuple(value.shape), value.stride()
     if isinstance(value, dict):

@@ -169,7 +169,7 @@ struct Conversion {
     } else {
       std::memcpy(words[k].of, values, count * sizeof(float));
     }
-    // What is not there has no say in the exponent.
+    // Elements past the end do not affect the exponent.
     std::fill(words[k].of + count, words[k].of + blocks_in(count) * block, 0u);
   }
 };

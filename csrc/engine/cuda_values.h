@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(convert_threads)
 #pragma unroll
   for (int k = 0; k < max_states; ++k) {
     if (k >= states.num_states) break;
-    float value = 0;  // what does not exist has no say in the exponent
+    float value = 0;  // past the end: does not affect the exponent
     if (exists) {
       value = Format::load(load<1>(static_cast<const Storage*>(states.values[k]) + i).elements[0]);
     }
